@@ -1,0 +1,307 @@
+"""What we think of an image and what we do with a study. Pure: no files, no clock, no model.
+
+"Flagged", in every TPR | FPR of this project, means that an image alone would be quarantined under the default policy:
+SUSPECT and INCONCLUSIVE alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal, assert_never
+
+from dicomguard.study import Uid
+
+Action = Literal["forward", "quarantine"]
+Mode = Literal["enforce", "shadow"]
+
+
+class Verdict(StrEnum):
+    """What we think of an image, or of a study (its worst image)."""
+
+    CLEAN = "CLEAN"
+    UNSCORABLE = "UNSCORABLE"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    SUSPECT = "SUSPECT"
+
+
+# From harmless to alarming; a study takes the highest of its images.
+_SEVERITY = {Verdict.CLEAN: 0, Verdict.UNSCORABLE: 1, Verdict.INCONCLUSIVE: 2, Verdict.SUSPECT: 3}
+
+
+class Disposition(StrEnum):
+    """What we do with a study."""
+
+    FORWARD = "forward"
+    QUARANTINE = "quarantine"
+
+
+class Reason(StrEnum):
+    """Coded reasons. Each stands in the ledger, in the evidence and in the docs under this very word."""
+
+    SCORE_OVER_THRESHOLD = "score_over_threshold"
+    LOW_MARGIN = "low_margin"
+    NON_IMAGE = "non_image"
+    UNMATCHED = "unmatched"
+    UNDECODABLE = "undecodable"
+    CODEC_MISSING = "codec_missing"
+    TRUNCATED = "truncated"
+    OVER_LIMITS = "over_limits"
+    TIMEOUT = "timeout"
+    NOT_A_NUMBER = "not_a_number"
+    MODEL_FAULT = "model_fault"
+    UNPARSABLE = "unparsable"
+    MISSING_UID = "missing_uid"
+    UID_MISMATCH = "uid_mismatch"
+    UID_CONFLICT = "uid_conflict"
+    ALTERED_IN_SPOOL = "altered_in_spool"
+    STUDY_QUARANTINED = "study_quarantined"
+    OVERDUE = "overdue"
+
+
+# Faults of the transfer itself, not of the detector. Held whatever the mode and the policy say: the sender was told that
+# the instance was refused, or two different data sets claim one UID, or the file changed after it was received.
+ALWAYS_HELD = frozenset(
+    {Reason.UID_MISMATCH, Reason.UID_CONFLICT, Reason.ALTERED_IN_SPOOL, Reason.UNPARSABLE, Reason.MISSING_UID}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The noise-consistency check of one frame (the noise-consistency paper, section 2.3).
+
+    `margin` is s*z, the logit towards the predicted class (>= 0); `probability` the predicted class's probability.
+    `probability_drops[l]` is the median over the repeats of p_c(x) - p_c(clip(x + n)) at noise level `levels[l]`
+    (fraction of the unit input range), `logit_drops[l]` the same of the margin; positive = away from the prediction.
+    `min_noisy_margin` is the smallest over the levels of the median noisy margin. `statistic` is the calibrated score
+    that is held against `Thresholds.statistic`; larger is more suspicious.
+    """
+
+    predicted: str
+    probability: float
+    margin: float
+    levels: tuple[float, ...]
+    probability_drops: tuple[float, ...]
+    logit_drops: tuple[float, ...]
+    min_noisy_margin: float
+    statistic: float
+    frame: int = 0
+
+    @property
+    def is_finite(self) -> bool:
+        """False where any number that a decision rests on is NaN or infinite."""
+        numbers = (self.probability, self.margin, self.min_noisy_margin, self.statistic)
+        return all(map(math.isfinite, (*numbers, *self.probability_drops, *self.logit_drops)))
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """What a score is held against. Fitted on clean images by a calibration.
+
+    `statistic`: conformal threshold at false-alarm rate `alpha`. `margin_floor`: 2 % quantile of the clean margins.
+    `paper_theta[l]` = 2 std of the probability drop at each level, `paper_level` the index of the level chosen on
+    validation; recorded beside every decision, not acted upon.
+    """
+
+    statistic: float
+    alpha: float
+    margin_floor: float
+    paper_theta: tuple[float, ...]
+    paper_level: int
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What to do where the scores do not say it."""
+
+    unscorable: Action = "forward"
+    unmatched: Action = "forward"
+    inconclusive: Action = "quarantine"
+    failed: Action = "quarantine"
+    overdue: Action = "quarantine"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An instance that could not be scored, and why. `detail` is for people and holds no patient data."""
+
+    reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """An instance whose every frame was scored, in frame order (at least one)."""
+
+    scores: tuple[Score, ...]
+
+
+Finding = Scored | Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Verdict, reasons and action for one frame or one instance, before the mode is applied."""
+
+    verdict: Verdict
+    reasons: tuple[Reason, ...]
+    action: Action
+
+
+def judge_score(score: Score, thresholds: Thresholds, policy: Policy) -> Judgement:
+    """One frame. A score over its threshold is the stronger finding, so it is looked at before the margin."""
+    if not score.is_finite:
+        return Judgement(Verdict.INCONCLUSIVE, (Reason.NOT_A_NUMBER,), policy.failed)
+    if score.statistic > thresholds.statistic:
+        return Judgement(Verdict.SUSPECT, (Reason.SCORE_OVER_THRESHOLD,), "quarantine")
+    if score.margin < thresholds.margin_floor:
+        return Judgement(Verdict.INCONCLUSIVE, (Reason.LOW_MARGIN,), policy.inconclusive)
+    return Judgement(Verdict.CLEAN, (), "forward")
+
+
+def judge_fault(fault: Fault, policy: Policy) -> Judgement:
+    """One instance that was not scored."""
+    match fault.reason:
+        case Reason.NON_IMAGE:
+            return Judgement(Verdict.UNSCORABLE, (fault.reason,), policy.unscorable)
+        case Reason.UNMATCHED:
+            return Judgement(Verdict.UNSCORABLE, (fault.reason,), policy.unmatched)
+        case reason if reason in ALWAYS_HELD:
+            return Judgement(Verdict.INCONCLUSIVE, (fault.reason,), "quarantine")
+        case Reason.OVERDUE:
+            return Judgement(Verdict.INCONCLUSIVE, (fault.reason,), policy.overdue)
+        case _:
+            return Judgement(Verdict.INCONCLUSIVE, (fault.reason,), policy.failed)
+
+
+def judge(finding: Finding, thresholds: Thresholds | None, policy: Policy) -> Judgement:
+    """One instance: its worst frame. Scores without thresholds are a model that was never calibrated: fails closed."""
+    match finding:
+        case Fault():
+            return judge_fault(finding, policy)
+        case Scored(scores):
+            if thresholds is None or not scores:
+                return judge_fault(Fault(Reason.MODEL_FAULT), policy)
+            return _worst([judge_score(score, thresholds, policy) for score in scores])
+        case _:
+            assert_never(finding)
+
+
+def _worst(judgements: Sequence[Judgement]) -> Judgement:
+    verdict = max((j.verdict for j in judgements), key=_SEVERITY.__getitem__)
+    reasons = tuple(dict.fromkeys(reason for j in judgements for reason in j.reasons))
+    action: Action = "quarantine" if any(j.action == "quarantine" for j in judgements) else "forward"
+    return Judgement(verdict, reasons, action)
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceDecision:
+    """What was found about one instance, as it stands in the ledger. `scores` is JSON-ready."""
+
+    sop_instance_uid: Uid
+    sop_class_uid: Uid
+    series_instance_uid: Uid
+    transfer_syntax_uid: Uid
+    sha256: str
+    size_bytes: int
+    file_name: str
+    verdict: Verdict
+    reasons: tuple[Reason, ...]
+    action: Action
+    mode: Mode
+    bundle: str | None = None
+    fingerprint: str | None = None
+    detail: str = ""
+    scores: dict[str, Any] | None = None
+
+    @property
+    def holds(self) -> bool:
+        """True when this instance alone would quarantine its study."""
+        if self.action == "forward":
+            return False
+        return self.mode == "enforce" or not ALWAYS_HELD.isdisjoint(self.reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One version of what was decided about a study, complete as it is recorded and shown.
+
+    `version` counts from 1 and rises with every late arrival. `peer` is the sender. `patient_key` is a keyed hash of
+    the Patient ID, or the ID itself where the site opted in, or None.
+    """
+
+    decision_id: str
+    claim_id: str
+    version: int
+    study_instance_uid: Uid
+    disposition: Disposition
+    verdict: Verdict
+    reasons: tuple[Reason, ...]
+    bundle: str | None
+    fingerprint: str | None
+    mode: Mode
+    peer: str
+    received_at: datetime
+    decided_at: datetime
+    destinations: tuple[str, ...]
+    instances: tuple[InstanceDecision, ...]
+    patient_key: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The decision as `--json` prints it: one mapping with plain values."""
+        return {
+            "decision_id": self.decision_id,
+            "version": self.version,
+            "study_instance_uid": self.study_instance_uid,
+            "disposition": self.disposition.value,
+            "verdict": self.verdict.value,
+            "reasons": [reason.value for reason in self.reasons],
+            "bundle": self.bundle,
+            "fingerprint": self.fingerprint,
+            "mode": self.mode,
+            "peer": self.peer,
+            "received_at": self.received_at.isoformat(),
+            "decided_at": self.decided_at.isoformat(),
+            "destinations": list(self.destinations),
+            "patient_key": self.patient_key,
+            "claim_id": self.claim_id,
+            "instances": [
+                {
+                    "sop_instance_uid": instance.sop_instance_uid,
+                    "sop_class_uid": instance.sop_class_uid,
+                    "series_instance_uid": instance.series_instance_uid,
+                    "transfer_syntax_uid": instance.transfer_syntax_uid,
+                    "sha256": instance.sha256,
+                    "size_bytes": instance.size_bytes,
+                    "file_name": instance.file_name,
+                    "verdict": instance.verdict.value,
+                    "reasons": [reason.value for reason in instance.reasons],
+                    "action": instance.action,
+                    "mode": instance.mode,
+                    "bundle": instance.bundle,
+                    "fingerprint": instance.fingerprint,
+                    "detail": instance.detail,
+                    "scores": instance.scores,
+                }
+                for instance in self.instances
+            ],
+        }
+
+
+def decide_study(
+    instances: Sequence[InstanceDecision], *, is_held: bool
+) -> tuple[Disposition, Verdict, tuple[Reason, ...]]:
+    """A study takes its worst image; `is_held` says that the study is in quarantine already (sticky until lifted).
+
+    Objects that are no images do not colour the verdict of a study that has images; they act through their policy.
+    """
+    images = [i for i in instances if Reason.NON_IMAGE not in i.reasons] or list(instances)
+    verdict = max((i.verdict for i in images), key=_SEVERITY.__getitem__)
+    reasons = tuple(dict.fromkeys(reason for i in instances for reason in i.reasons))
+    if is_held:
+        return Disposition.QUARANTINE, verdict, (*reasons, Reason.STUDY_QUARANTINED)
+    held = any(instance.holds for instance in instances)
+    return (Disposition.QUARANTINE if held else Disposition.FORWARD), verdict, reasons
