@@ -25,7 +25,7 @@ def utc_now() -> datetime:
 
 
 def key_of(uid: str) -> str:
-    """A name for a UID that is safe on disk: 32 hexadecimal digits of its SHA-256. Names never come from the data set."""
+    """A name for a UID that is safe on disk: the first 32 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(uid.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 

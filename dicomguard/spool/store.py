@@ -1,0 +1,430 @@
+"""The spool: the only code that moves files. The folder says *where* an instance is; the ledger says *why*.
+
+    receiving/              being received, never looked at by anybody else
+    incoming/<study>/       received and durable, waiting for the study to fall quiet
+    claimed/<study>.<claim>.<attempt>/        being screened
+    outbound/<destination>/<decision>/        to be sent (hard links)
+    undeliverable/<destination>/<decision>/   refused for good; waits for a person
+    store/<decision>/       forwarded; kept until the retention period ends
+    quarantine/<decision>/  held for a person, with its evidence
+    rejected/<decision>/    a person said no
+    failed/<study>.<claim>/ could not be screened three times; waits for a person
+    journal/                association events on their way to the ledger
+
+Every move is a rename or a link within one volume, done again harmlessly after a crash: what has moved is skipped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dicomguard.errors import EnvelopeError, NotFoundError, SpoolError
+from dicomguard.spool import envelope
+from dicomguard.spool.incoming import SUFFIX, Incoming, fsync_folder
+from dicomguard.study import Instance, Quiet, StudyKey, is_settled, observe
+
+_FOLDERS = (
+    "receiving",
+    "incoming",
+    "claimed",
+    "outbound",
+    "undeliverable",
+    "store",
+    "quarantine",
+    "rejected",
+    "failed",
+    "journal",
+    "locks",
+)
+EVIDENCE = "evidence"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What the screener took: the files that it moved itself. `strangers` are files without a readable receipt."""
+
+    claim_id: str
+    study_key: StudyKey
+    attempt: int
+    folder: Path
+    instances: tuple[Instance, ...]
+    strangers: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One instance that waits for one destination."""
+
+    destination: str
+    decision_id: str
+    instance: Instance
+
+
+class Spool:
+    """The folders under `root`, all on one volume."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def create(self) -> None:
+        """Make the folders, readable by this user only. Raises SpoolError where that fails or volumes differ."""
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in _FOLDERS:
+                (self.root / name).mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise SpoolError(
+                f"The spool folder {self.root} cannot be used: {error.strerror}.",
+                advice="Give this user write access to data_dir, or set another data_dir.",
+            ) from error
+        devices = {(self.root / name).stat().st_dev for name in _FOLDERS}
+        if len(devices) > 1:
+            raise SpoolError(
+                f"The folders under {self.root} lie on different volumes, so that a rename is not atomic.",
+                advice="Mount one volume on data_dir, not on a folder below it.",
+            )
+
+    @contextmanager
+    def exclusive(self, part: str) -> Iterator[None]:
+        """Hold the lock of a part of the node. Raises SpoolError when another process holds it."""
+        with (self.root / "locks" / part).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SpoolError(
+                    f"Another '{part}' process works on this data_dir.",
+                    advice="Stop it first, or use another data_dir.",
+                ) from error
+            yield
+
+    def incoming(self, *, reserve_bytes: int) -> Incoming:
+        """The receiving end, and nothing else."""
+        return Incoming(self.root, reserve_bytes=reserve_bytes)
+
+    def sweep_parts(self, older_than_s: float = 0.0) -> int:
+        """Remove parts that nobody finished: at start all of them, later those untouched for `older_than_s`."""
+        horizon = time.time() - older_than_s
+        stale = [path for path in (self.root / "receiving").glob("*.part") if _mtime(path) <= horizon]
+        for path in stale:
+            path.unlink(missing_ok=True)
+        return len(stale)
+
+    # --- from incoming to claimed
+
+    def arrivals(self) -> dict[StudyKey, frozenset[str]]:
+        """File names per study in `incoming/`."""
+        found = {}
+        for folder in _folders(self.root / "incoming"):
+            try:
+                found[StudyKey(folder.name)] = frozenset(entry.name for entry in folder.iterdir())
+            except FileNotFoundError:
+                continue
+        return found
+
+    def claim(self, key: StudyKey) -> Claim | None:
+        """Move a study's files, one by one, into a new claim, which holds just what was moved here. None if nothing."""
+        source = self.root / "incoming" / key
+        claim_id = uuid.uuid4().hex
+        folder = self.root / "claimed" / f"{key}.{claim_id}.1"
+        folder.mkdir(mode=0o700)
+        try:
+            names = sorted(entry.name for entry in source.iterdir())
+        except FileNotFoundError:
+            names = []
+        moved = [name for name in names if _move(source / name, folder / name)]
+        _remove_if_empty(source)
+        if not moved:
+            folder.rmdir()
+            return None
+        fsync_folder(folder)
+        return _open_claim(folder)
+
+    def claims(self) -> list[Claim]:
+        """Claims that a former run left behind, oldest first."""
+        folders = sorted(_folders(self.root / "claimed"), key=_mtime)
+        return [_open_claim(folder) for folder in folders]
+
+    def next_attempt(self, claim: Claim) -> Claim:
+        """Count one more attempt, durably, before it is made."""
+        folder = claim.folder.with_name(f"{claim.study_key}.{claim.claim_id}.{claim.attempt + 1}")
+        claim.folder.rename(folder)
+        fsync_folder(folder.parent)
+        return _open_claim(folder)
+
+    def fail(self, claim: Claim) -> Path:
+        """Give a claim up after its last attempt: `failed/`, for a person to look at."""
+        target = self.root / "failed" / f"{claim.study_key}.{claim.claim_id}"
+        claim.folder.rename(target)
+        fsync_folder(target.parent)
+        return target
+
+    def set_aside(self, claim: Claim, strangers: Sequence[Path]) -> None:
+        """Files without a readable receipt go to `failed/`: kept, never sent."""
+        target = self.root / "failed" / f"{claim.study_key}.{claim.claim_id}"
+        target.mkdir(mode=0o700, exist_ok=True)
+        for path in strangers:
+            _move(path, target / path.name)
+        fsync_folder(target)
+
+    def write_evidence(self, claim: Claim, name: str, content: bytes) -> None:
+        """Add a file to the claim's evidence; it travels with the claim into quarantine."""
+        folder = claim.folder / EVIDENCE
+        folder.mkdir(mode=0o700, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+    # --- from claimed to where the decision says
+
+    def forward(self, claim: Claim, decision_id: str, names: Iterable[str], destinations: Sequence[str]) -> None:
+        """Queue the instances for every destination and keep them in the store."""
+        self._send_out(claim.folder, decision_id, names, destinations)
+
+    def hold(self, claim: Claim, decision_id: str, names: Iterable[str]) -> None:
+        """Move the instances, and the evidence, into quarantine."""
+        target = self.root / "quarantine" / decision_id
+        target.mkdir(mode=0o700, exist_ok=True)
+        for name in names:
+            _move(claim.folder / name, target / name)
+        if (claim.folder / EVIDENCE).is_dir() and not (target / EVIDENCE).exists():
+            (claim.folder / EVIDENCE).rename(target / EVIDENCE)
+        fsync_folder(target)
+        fsync_folder(target.parent)
+
+    def drop_copy(self, claim: Claim, instance: Instance, decision_id: str) -> bool:
+        """Remove a repeated transfer when the first copy, of the same bytes, is still here. False: it is not."""
+        first = any(
+            (self.root / place / decision_id / instance.name).is_file() for place in ("store", "quarantine", "rejected")
+        )
+        if first:
+            (claim.folder / instance.name).unlink(missing_ok=True)
+        return first
+
+    def finish(self, claim: Claim) -> None:
+        """Close a claim whose every instance has found its place."""
+        shutil.rmtree(claim.folder / EVIDENCE, ignore_errors=True)
+        try:
+            claim.folder.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            left = len(list(claim.folder.iterdir()))
+            raise SpoolError(f"Claim {claim.claim_id} still holds {left} file(s) that no decision names.") from error
+
+    # --- quarantine and its two ways out
+
+    def quarantined(self, decision_id: str) -> list[Instance]:
+        """The instances of one quarantined decision; empty when it is not (or no longer) in quarantine."""
+        return _instances(self.root / "quarantine" / decision_id)[0]
+
+    def evidence(self, decision_id: str) -> Path | None:
+        """The folder with the evidence of a decision that is or was held; None when there is none."""
+        for place in ("quarantine", "store", "rejected"):
+            folder = self.root / place / decision_id / EVIDENCE
+            if folder.is_dir():
+                return folder
+        return None
+
+    def release(self, decision_id: str, destinations: Sequence[str]) -> int:
+        """From quarantine to the destinations and the store. Returns how many instances moved now."""
+        folder = self.root / "quarantine" / decision_id
+        names = [instance.name for instance in self.quarantined(decision_id)]
+        self._send_out(folder, decision_id, names, destinations)
+        if (folder / EVIDENCE).is_dir():
+            (folder / EVIDENCE).rename(self.root / "store" / decision_id / EVIDENCE)
+        _remove_if_empty(folder)
+        return len(names)
+
+    def reject(self, decision_id: str) -> int:
+        """From quarantine to `rejected/`: kept, never sent. Returns how many instances moved now."""
+        names = self.quarantined(decision_id)
+        if names:
+            (self.root / "quarantine" / decision_id).rename(self.root / "rejected" / decision_id)
+            fsync_folder(self.root / "rejected")
+        return len(names)
+
+    def _send_out(self, source: Path, decision_id: str, names: Iterable[str], destinations: Sequence[str]) -> None:
+        kept = self.root / "store" / decision_id
+        kept.mkdir(mode=0o700, exist_ok=True)
+        queues = [self.root / "outbound" / destination / decision_id for destination in destinations]
+        for queue in queues:
+            queue.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in names:
+            if not (source / name).exists():
+                continue  # moved before a crash, links first
+            for queue in queues:
+                _link(source / name, queue / name)
+            _move(source / name, kept / name)
+        for folder in (*queues, *(queue.parent for queue in queues), kept, kept.parent):
+            # The deliverer may have emptied and removed a queue already: then it needs no sync.
+            if folder.is_dir():
+                fsync_folder(folder)
+
+    # --- outbound
+
+    def outgoing(self, destination: str) -> Iterator[Outgoing]:
+        """What waits for a destination, oldest decision first. Items may vanish while you look."""
+        for folder in sorted(_folders(self.root / "outbound" / destination), key=_mtime):
+            for instance in _instances(folder)[0]:
+                yield Outgoing(destination, folder.name, instance)
+            _remove_if_empty(folder)
+
+    def delivered(self, item: Outgoing) -> None:
+        """Take an instance off its destination's queue; the stored copy stays."""
+        item.instance.path.unlink(missing_ok=True)
+
+    def give_up(self, item: Outgoing) -> None:
+        """Put an instance that a destination refused for good where a person finds it."""
+        folder = self.root / "undeliverable" / item.destination / item.decision_id
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _move(item.instance.path, folder / item.instance.name)
+        fsync_folder(folder)
+
+    def undeliverable(self) -> Iterator[Outgoing]:
+        """What was refused for good, for every destination."""
+        for destination in _folders(self.root / "undeliverable"):
+            for folder in sorted(_folders(destination), key=_mtime):
+                for instance in _instances(folder)[0]:
+                    yield Outgoing(destination.name, folder.name, instance)
+                _remove_if_empty(folder)
+
+    def send_again(self, item: Outgoing) -> None:
+        """Put an undeliverable instance back into its destination's queue."""
+        folder = self.root / "outbound" / item.destination / item.decision_id
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _move(item.instance.path, folder / item.instance.name)
+        fsync_folder(folder)
+
+    def waits_for_delivery(self, decision_id: str, name: str) -> bool:
+        """True while some destination has not got this instance yet."""
+        queues = (self.root / place for place in ("outbound", "undeliverable"))
+        return any((folder / decision_id / name).exists() for queue in queues for folder in _folders(queue))
+
+    # --- the store and what failed
+
+    def stored(self) -> Iterator[tuple[str, Instance]]:
+        """Forwarded instances that are still kept: decision id and instance."""
+        for folder in sorted(_folders(self.root / "store"), key=_mtime):
+            for instance in _instances(folder)[0]:
+                yield folder.name, instance
+
+    def remove_stored(self, decision_id: str, instance: Instance) -> None:
+        """Remove a kept instance whose retention has ended, and with the last one the decision's folder."""
+        instance.path.unlink(missing_ok=True)
+        folder = self.root / "store" / decision_id
+        if not any(folder.glob(f"*{SUFFIX}")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def failed(self) -> list[Claim]:
+        """Claims that were given up."""
+        return [_open_claim(folder) for folder in sorted(_folders(self.root / "failed"), key=_mtime)]
+
+    def requeue(self, claim: Claim) -> int:
+        """Put a failed claim's instances back into `incoming/`, to be screened as if they had just come."""
+        target = self.root / "incoming" / claim.study_key
+        moved = 0
+        for instance in claim.instances:
+            target.mkdir(mode=0o700, exist_ok=True)
+            moved += _move(instance.path, target / instance.name)
+        shutil.rmtree(claim.folder / EVIDENCE, ignore_errors=True)
+        _remove_if_empty(claim.folder)
+        return moved
+
+    def everything(self) -> Iterator[tuple[str, Path]]:
+        """Every instance file past `incoming/`: its folder's name and its path. For verification."""
+        for place in ("claimed", "store", "quarantine", "rejected", "failed", "outbound", "undeliverable"):
+            for path in sorted((self.root / place).rglob(f"*{SUFFIX}")):
+                yield place, path
+
+
+class Settling:
+    """Watches `incoming/` with a monotonic clock and names the studies that have fallen quiet."""
+
+    def __init__(self, spool: Spool, quiet_s: float) -> None:
+        self._spool = spool
+        self._quiet_s = quiet_s
+        self._seen: dict[StudyKey, Quiet] = {}
+
+    def settled(self, now_s: float) -> list[StudyKey]:
+        """Studies with nothing new for `quiet_s`, at monotonic time `now_s`. The timers start over with the process."""
+        arrivals = self._spool.arrivals()
+        self._seen = {key: observe(self._seen.get(key), names, now_s) for key, names in arrivals.items()}
+        return [key for key, quiet in self._seen.items() if is_settled(quiet, now_s, self._quiet_s)]
+
+
+def find_failed(spool: Spool, claim_id: str) -> Claim:
+    """The failed claim whose id begins with `claim_id`. Raises NotFoundError."""
+    matches = [claim for claim in spool.failed() if claim.claim_id.startswith(claim_id)]
+    if len(matches) != 1:
+        raise NotFoundError(
+            f"{len(matches) or 'No'} failed claim(s) begin with '{claim_id}'.", advice="See 'dicomguard failed list'."
+        )
+    return matches[0]
+
+
+def _open_claim(folder: Path) -> Claim:
+    key, _, rest = folder.name.partition(".")
+    claim_id, _, attempt = rest.partition(".")
+    instances, strangers = _instances(folder)
+    return Claim(claim_id, StudyKey(key), int(attempt or "0"), folder, tuple(instances), tuple(strangers))
+
+
+def _instances(folder: Path) -> tuple[list[Instance], list[Path]]:
+    """Instances of a folder in order of receipt, and the files that are none."""
+    instances: list[Instance] = []
+    strangers: list[Path] = []
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if entry.name != EVIDENCE)
+    except FileNotFoundError:
+        return [], []
+    for path in entries:
+        try:
+            instances.append(envelope.read(path))
+        except EnvelopeError:
+            if path.exists():
+                strangers.append(path)
+    instances.sort(key=lambda instance: (instance.receipt.received_at, instance.name))
+    return instances, strangers
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        return [entry for entry in parent.iterdir() if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _move(source: Path, target: Path) -> bool:
+    """Rename; False when the source is gone (moved before a crash, or by its owner)."""
+    try:
+        source.rename(target)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        return  # not empty, or gone
