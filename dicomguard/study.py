@@ -126,17 +126,25 @@ def group_by_study(instances: Iterable[Instance]) -> list[Study]:
 
 @dataclass(frozen=True, slots=True)
 class Quiet:
-    """What was last seen of a study's folder, and since when (monotonic seconds) it has not changed."""
+    """What was last seen of a study's folder, since when it has not changed and since when it waits (monotonic s)."""
 
     names: frozenset[str]
     since_s: float
+    first_s: float
 
 
 def observe(before: Quiet | None, names: frozenset[str], now_s: float) -> Quiet:
     """Restart the quiet timer when the folder's listing differs from the last one."""
-    return before if before is not None and before.names == names else Quiet(names, now_s)
+    if before is None:
+        return Quiet(names, now_s, now_s)
+    return before if before.names == names else Quiet(names, now_s, before.first_s)
 
 
 def is_settled(quiet: Quiet, now_s: float, quiet_s: float) -> bool:
     """True when there is something and nothing has changed for `quiet_s` seconds (monotonic clock)."""
     return bool(quiet.names) and now_s - quiet.since_s >= quiet_s
+
+
+def is_overdue(quiet: Quiet, now_s: float, deadline_s: float) -> bool:
+    """True when the first of what is there has waited for longer than `deadline_s` (monotonic clock)."""
+    return bool(quiet.names) and now_s - quiet.first_s > deadline_s

@@ -1,8 +1,8 @@
 """One file per received instance: a DICOM Part 10 file whose file meta information carries the receipt.
 
-The data set follows the header byte for byte as it came over the wire. The receipt (who, when, digest) stands in Private
-Information (0002,0102) under our own Private Information Creator UID (PS3.10 section 7.1), in a slot of fixed length that
-is filled in when the last byte has come. So one rename makes instance and receipt visible together, and neither can be
+The data set follows the header byte for byte as it came over the wire. The receipt (who, when, digest) stands in
+Private Information (0002,0102) under our own Private Information Creator UID (PS3.10 section 7.1), in a slot of fixed
+length that is filled in when the last byte has come. So one rename makes instance and receipt visible together, and neither can be
 lost or mixed up without the other. The reader trusts nothing that it did not check.
 """
 
@@ -65,7 +65,7 @@ def slot(receipt: Receipt) -> bytes:
 def read(path: Path) -> Instance:
     """The instance in a file of the spool. Reads the header only; never follows a link.
 
-    Raises EnvelopeError where the file is not one that this node wrote. The digest is checked by whoever reads the data.
+    Raises EnvelopeError where the file is not one that this node wrote. Whoever reads the data checks the digest.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -1,7 +1,7 @@
 """The receiving end of the spool: the only part of it that the receiver is handed.
 
-An instance is written to `receiving/`, sealed with its receipt, fsynced, renamed into `incoming/<study>/` and the folder
-fsynced; only then may the receiver answer 0x0000. No partial file ever stands under a final name.
+An instance is written to `receiving/`, sealed with its receipt, fsynced, renamed into `incoming/<study>/` and the
+folder fsynced; only then may the receiver answer 0x0000. No partial file ever stands under a final name.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from pathlib import Path
 from dicomguard.errors import EnvelopeError, NotFoundError, SpoolError
 from dicomguard.spool import envelope
 from dicomguard.spool.incoming import SUFFIX, Incoming, fsync_folder
-from dicomguard.study import Instance, Quiet, StudyKey, is_settled, observe
+from dicomguard.study import Instance, Quiet, StudyKey, is_overdue, is_settled, observe
 
 _FOLDERS = (
     "receiving",
@@ -174,10 +174,10 @@ class Spool:
             _move(path, target / path.name)
         fsync_folder(target)
 
-    def write_evidence(self, claim: Claim, name: str, content: bytes) -> None:
-        """Add a file to the claim's evidence; it travels with the claim into quarantine."""
-        folder = claim.folder / EVIDENCE
-        folder.mkdir(mode=0o700, exist_ok=True)
+    def write_evidence(self, claim: Claim, decision_id: str, name: str, content: bytes) -> None:
+        """Add a file to the evidence of a decision to be; it travels with the instances into quarantine."""
+        folder = claim.folder / EVIDENCE / decision_id
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
 
     # --- from claimed to where the decision says
@@ -192,8 +192,7 @@ class Spool:
         target.mkdir(mode=0o700, exist_ok=True)
         for name in names:
             _move(claim.folder / name, target / name)
-        if (claim.folder / EVIDENCE).is_dir() and not (target / EVIDENCE).exists():
-            (claim.folder / EVIDENCE).rename(target / EVIDENCE)
+        _move(claim.folder / EVIDENCE / decision_id, target / EVIDENCE)
         fsync_folder(target)
         fsync_folder(target.parent)
 
@@ -333,6 +332,8 @@ class Spool:
             target.mkdir(mode=0o700, exist_ok=True)
             moved += _move(instance.path, target / instance.name)
         shutil.rmtree(claim.folder / EVIDENCE, ignore_errors=True)
+        if moved:
+            fsync_folder(target)
         _remove_if_empty(claim.folder)
         return moved
 
@@ -344,18 +345,27 @@ class Spool:
 
 
 class Settling:
-    """Watches `incoming/` with a monotonic clock and names the studies that have fallen quiet."""
+    """Watches `incoming/` with a monotonic clock and names the studies whose turn it is."""
 
-    def __init__(self, spool: Spool, quiet_s: float) -> None:
+    def __init__(self, spool: Spool, *, quiet_s: float, deadline_s: float) -> None:
         self._spool = spool
         self._quiet_s = quiet_s
+        self._deadline_s = deadline_s
         self._seen: dict[StudyKey, Quiet] = {}
 
-    def settled(self, now_s: float) -> list[StudyKey]:
-        """Studies with nothing new for `quiet_s`, at monotonic time `now_s`. The timers start over with the process."""
+    def due(self, now_s: float) -> list[tuple[StudyKey, bool]]:
+        """Studies with nothing new for `quiet_s`, or waiting for longer than `deadline_s`; and whether the latter.
+
+        Longest waiting first. The timers start over with the process: time that the node was down does not count.
+        """
         arrivals = self._spool.arrivals()
         self._seen = {key: observe(self._seen.get(key), names, now_s) for key, names in arrivals.items()}
-        return [key for key, quiet in self._seen.items() if is_settled(quiet, now_s, self._quiet_s)]
+        found = [
+            (quiet.first_s, key, is_overdue(quiet, now_s, self._deadline_s))
+            for key, quiet in self._seen.items()
+            if is_settled(quiet, now_s, self._quiet_s) or is_overdue(quiet, now_s, self._deadline_s)
+        ]
+        return [(key, overdue) for _, key, overdue in sorted(found)]
 
 
 def find_failed(spool: Spool, claim_id: str) -> Claim:

@@ -1,0 +1,170 @@
+"""YAML and environment -> Config. What is wrong is named with file and line, and with what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dicomguard.config.sections import Config
+from dicomguard.errors import ConfigError
+
+_PREFIX = "DICOMGUARD_"
+# Variables that speak to the tests or to the command line, not of the configuration.
+_NOT_CONFIG = frozenset({"DICOMGUARD_TEST_DATA", "DICOMGUARD_KILLS", "DICOMGUARD_CONFIG"})
+
+_Path = tuple[str | int, ...]
+
+
+def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
+    """Read a configuration file. Raises ConfigError naming every mistake with its line."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"The configuration {path} cannot be read: {error}.", advice="Give the right path with -c."
+        ) from error
+    return parse(text, source=str(path), folder=path.resolve().parent, environ=environ)
+
+
+def parse(text: str, *, source: str, folder: Path, environ: Mapping[str, str]) -> Config:
+    """Read a configuration from text; relative paths are relative to `folder`. Raises ConfigError."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is no valid YAML: {' '.join(str(error).split())}.") from error
+    lines: dict[_Path, int] = {}
+    data = {} if node is None else _value(node, (), lines, source)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}, line 1: the file must hold keys such as 'node:' and 'peers:'.")
+    overridden = _override(data, environ)
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        details = sorted(error.errors(), key=lambda detail: _line(_path(detail), lines))
+        raise ConfigError("\n".join(_explain(detail, lines, source, overridden) for detail in details)) from error
+    return _resolve(config, folder)
+
+
+def _value(node: yaml.Node, path: _Path, lines: dict[_Path, int], source: str) -> Any:
+    lines[path] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        found: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            line = key_node.start_mark.line + 1
+            if key in found:
+                raise ConfigError(f"{source}, line {line}: '{key}' stands here for the second time; keep one.")
+            found[key] = _value(value_node, (*path, key), lines, source)
+            lines[(*path, key)] = line
+        return found
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, (*path, index), lines, source) for index, item in enumerate(node.value)]
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_object(node)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{source}, line {lines[path]}: this value cannot be read; put it in quotes.") from error
+
+
+def _override(data: dict[str, Any], environ: Mapping[str, str]) -> dict[_Path, str]:
+    """Lay environment variables such as DICOMGUARD_NODE__PORT over the file. Returns which paths they set."""
+    overridden: dict[_Path, str] = {}
+    for name in sorted(environ):
+        if not name.startswith(_PREFIX) or name in _NOT_CONFIG:
+            continue
+        steps: _Path = tuple(
+            int(step) if step.isdigit() else step.lower() for step in name.removeprefix(_PREFIX).split("__")
+        )
+        if steps[0] not in Config.model_fields:
+            known = ", ".join(f"{_PREFIX}{field.upper()}" for field in Config.model_fields)
+            raise ConfigError(f"The environment variable {name} sets nothing that exists.", advice=f"Known: {known}.")
+        try:
+            value = yaml.safe_load(environ[name])
+        except yaml.YAMLError:
+            value = environ[name]
+        _set(data, steps, value, name)
+        overridden[steps] = name
+    return overridden
+
+
+def _set(data: dict[str, Any], steps: _Path, value: Any, name: str) -> None:
+    here: Any = data
+    for step, following in zip(steps, (*steps[1:], None), strict=True):
+        empty: Any = value if following is None else ([] if isinstance(following, int) else {})
+        if isinstance(here, list) and isinstance(step, int) and step <= len(here):
+            if step == len(here):
+                here.append(empty)
+        elif isinstance(here, dict) and isinstance(step, str):
+            step = _real_key(here, step)  # noqa: PLW2901  # DICOM keywords are in camel case, variables are not
+            here.setdefault(step, empty)
+        else:
+            raise ConfigError(
+                f"The environment variable {name} does not fit the file at '{step}'.",
+                advice="List items count from 0 without gaps.",
+            )
+        if following is None:
+            here[step] = value
+        here = here[step]
+
+
+def _real_key(mapping: Mapping[str, Any], step: str) -> str:
+    return next((key for key in mapping if key.lower() == step), step)
+
+
+def _path(detail: Any) -> _Path:
+    return tuple(step for step in detail["loc"] if step != "[key]")
+
+
+def _line(path: _Path, lines: Mapping[_Path, int]) -> int:
+    """The line of the nearest thing that stands in the file."""
+    return next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), 1)
+
+
+def _explain(detail: Any, lines: Mapping[_Path, int], source: str, overridden: Mapping[_Path, str]) -> str:
+    path = _path(detail)
+    variable = next((name for steps, name in overridden.items() if path[: len(steps)] == steps), None)
+    where = f"environment variable {variable}" if variable else f"{source}, line {_line(path, lines)}"
+    dotted = ".".join(map(str, path))
+    if detail["type"] == "extra_forbidden":
+        known = list(_fields(path[:-1]))
+        close = difflib.get_close_matches(str(path[-1]), known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}"
+        return f"{where}: unknown key '{dotted}'; {hint}."
+    if detail["type"] == "missing":
+        return f"{where}: '{dotted}' is missing; add it."
+    if detail["type"] == "model_type":
+        return f"{where}: '{dotted}' is a section; write keys below it: {', '.join(_fields(path))}."
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    shown = "" if isinstance(detail["input"], dict | list | BaseModel) else f" (found: {detail['input']!r})"
+    return f"{where}: {dotted + ': ' if dotted else ''}{message}{shown}."
+
+
+def _fields(path: _Path) -> Mapping[str, Any]:
+    """The fields of the section that `path` leads to."""
+    model: Any = Config
+    for step in path:
+        if isinstance(step, str) and isinstance(model, type) and issubclass(model, BaseModel):
+            annotation: Any = model.model_fields[step].annotation if step in model.model_fields else None
+            arguments = getattr(annotation, "__args__", ())
+            model = next((a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)), annotation)
+    return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
+
+
+def _resolve(config: Config, folder: Path) -> Config:
+    key_file = config.site_key_file
+    return config.model_copy(
+        update={
+            "data_dir": (folder / config.data_dir.expanduser()).resolve(),
+            "site_key_file": None if key_file is None else (folder / key_file.expanduser()).resolve(),
+            "bundles": tuple(
+                bundle.model_copy(update={"path": (folder / bundle.path.expanduser()).resolve()})
+                for bundle in config.bundles
+            ),
+        }
+    )
