@@ -1,0 +1,97 @@
+"""Image folders with a CSV beside them (`path,label,group`), split by group so that no patient stands on two sides."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from dicomguard.errors import DicomguardError
+
+
+class Split(StrEnum):
+    """Who may look at an image: fitting, model choice, thresholds, or the final figures."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    CALIBRATION = "calibration"
+    TEST = "test"
+
+
+# Shares of the patients. Calibration and test are large because their intervals are what a reader is shown.
+SHARES = {Split.TRAIN: 0.50, Split.VALIDATION: 0.08, Split.CALIBRATION: 0.20, Split.TEST: 0.22}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One labelled image file; `group` is the patient."""
+
+    path: Path
+    label: str
+    group: str
+
+
+def read_csv(table: Path) -> list[Example]:
+    """The rows of `<name>.csv`; paths are relative to the table's folder.
+
+    Raises:
+        DicomguardError: the table is missing, lacks a column, or is empty.
+
+    """
+    try:
+        with table.open(newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        examples = [Example(table.parent / row["path"], row["label"], row["group"]) for row in rows]
+    except (OSError, KeyError) as error:
+        raise DicomguardError(
+            f"{table} cannot be read as a table with the columns path,label,group: {error!r}.",
+            advice="Point --data at the folder that holds it (or set DICOMGUARD_TEST_DATA).",
+        ) from error
+    if not examples:
+        raise DicomguardError(f"{table} lists no images.", advice="Point --data at a complete copy.")
+    return examples
+
+
+def split_by_group(
+    examples: Sequence[Example], *, held_out: Collection[str] = (), salt: str = ""
+) -> dict[Split, list[Example]]:
+    """Partition by group with the shares of `SHARES`; groups in `held_out` always fall to the test split.
+
+    A group's split depends on its own name only (a hash), so that adding images moves none that were there.
+    """
+    parts: dict[Split, list[Example]] = {split: [] for split in Split}
+    for example in examples:
+        parts[Split.TEST if example.group in held_out else _split_of(example.group, salt)].append(example)
+    return parts
+
+
+def _split_of(group: str, salt: str) -> Split:
+    position = int.from_bytes(hashlib.sha256(f"{salt}\0{group}".encode()).digest()[:8], "big") / 2**64
+    for split, share in SHARES.items():
+        if position < share:
+            return split
+        position -= share
+    return Split.TEST
+
+
+def one_per_group(examples: Sequence[Example]) -> list[Example]:
+    """One image of each group, picked by a hash of its name: images of one patient are not exchangeable draws."""
+    best: dict[str, tuple[bytes, Example]] = {}
+    for example in examples:
+        rank = hashlib.sha256(example.path.name.encode()).digest()
+        if example.group not in best or rank < best[example.group][0]:
+            best[example.group] = (rank, example)
+    return [example for _, example in best.values()]
+
+
+def load_gray(path: Path) -> NDArray[np.uint8]:
+    """Shape (H, W): the luminance of an image file."""
+    with PIL.Image.open(path) as image:
+        return np.asarray(image.convert("L"))

@@ -1,0 +1,121 @@
+"""Noise that an auditor can draw again and an attacker cannot foresee, the same on every device and in every batch.
+
+Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3") is a function of a
+counter and a key: number i of stream j does not depend on what was drawn before, nor beside it. Key and upper counter
+come from an HMAC over what identifies the pixels, so that no two data sets share noise and a UID alone reveals nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_LOW = 0xFFFFFFFF
+_BLOCK = 8192  # counters worked on at once: their state stays in the second-level cache
+
+
+def seed(  # noqa: PLR0917 - the fields in the order they are hashed
+    site_key: bytes, sop_instance_uid: str, frame: int, sha256: str, fingerprint: str, purpose: str
+) -> bytes:
+    """32 bytes that stand for one frame of one data set under one bundle: HMAC-SHA256 keyed by the site.
+
+    `sha256` is the digest of the encoded data set in hexadecimal; `purpose` keeps the noise of different checks apart.
+    Every field goes in with its length before it, so that no two different sets of fields run together.
+    """
+    mac = hmac.new(site_key, b"dicomguard noise 1", hashlib.sha256)
+    for field in (sop_instance_uid, str(frame), sha256.lower(), fingerprint, purpose):
+        encoded = field.encode("utf-8", "surrogateescape")
+        mac.update(len(encoded).to_bytes(8, "big"))
+        mac.update(encoded)
+    return mac.digest()
+
+
+def philox(counters: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
+    """Philox4x32-10. `counters`: uint32 (n, 4), word 0 first; returns uint32 of the same shape."""
+    a, b, c, d = (counters[:, word].astype(np.uint64) for word in range(4))
+    k0, k1 = key
+    low = np.uint64(_LOW)
+    shift = np.uint64(32)
+    m0, m1 = (np.uint64(multiplier) for multiplier in _MULTIPLIERS)
+    for _ in range(10):
+        p0 = a * m0
+        p1 = c * m1
+        a, b, c, d = (p1 >> shift) ^ b ^ np.uint64(k0), p1 & low, (p0 >> shift) ^ d ^ np.uint64(k1), p0 & low
+        k0 = (k0 + _WEYL[0]) & _LOW
+        k1 = (k1 + _WEYL[1]) & _LOW
+    return np.stack([a, b, c, d], 1).astype(np.uint32)
+
+
+def _split(seed_bytes: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
+    if len(seed_bytes) < 16:
+        raise ValueError("a noise seed has at least 16 bytes")
+    words = [int.from_bytes(seed_bytes[i : i + 4], "little") for i in range(0, 16, 4)]
+    return (words[0], words[1]), (words[2], words[3])
+
+
+def _uniform_numpy(seed_bytes: bytes, streams: Sequence[int], count: int) -> NDArray[np.float32]:
+    key, (word2, word3) = _split(seed_bytes)
+    blocks = -(-count // 4)
+    out = np.empty((len(streams), blocks, 4), np.float32)
+    for row, stream in enumerate(streams):
+        for start in range(0, blocks, _BLOCK):
+            stop = min(start + _BLOCK, blocks)
+            counters = np.empty((stop - start, 4), np.uint32)
+            counters[:, 0] = np.arange(start, stop, dtype=np.uint32)
+            counters[:, 1] = stream
+            counters[:, 2] = word2
+            counters[:, 3] = word3
+            # 24 bits fit a float32 exactly, so 2u - 1 is exact too and every device agrees to the last bit.
+            out[row, start:stop] = (philox(counters, key) >> np.uint32(8)).astype(np.float32)
+    out *= np.float32(2.0**-23)
+    out -= np.float32(1.0)
+    return out.reshape(len(streams), -1)[:, :count]
+
+
+def _multiply(x: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of a 32 x 32 bit product, in int64 without ever passing 2**63."""
+    upper, lower = multiplier >> 16, multiplier & 0xFFFF
+    part = x * lower  # < 2**48
+    middle = x * upper + (part >> 16)  # < 2**49
+    return middle >> 16, ((middle & 0xFFFF) << 16) | (part & 0xFFFF)
+
+
+def _uniform_torch(seed_bytes: bytes, streams: Sequence[int], count: int, device: torch.device) -> Tensor:
+    (k0, k1), (word2, word3) = _split(seed_bytes)
+    blocks = -(-count // 4)
+    a = torch.arange(blocks, device=device).expand(len(streams), -1)
+    b = torch.tensor(list(streams), device=device).unsqueeze(1).expand(-1, blocks)
+    c = torch.full_like(a, word2)
+    d = torch.full_like(a, word3)
+    for _ in range(10):
+        high0, low0 = _multiply(a, _MULTIPLIERS[0])
+        high1, low1 = _multiply(c, _MULTIPLIERS[1])
+        a, b, c, d = high1 ^ b ^ k0, low1, high0 ^ d ^ k1, low0
+        k0 = (k0 + _WEYL[0]) & _LOW
+        k1 = (k1 + _WEYL[1]) & _LOW
+    words = torch.stack([a, b, c, d], -1).reshape(len(streams), -1)[:, :count]
+    return (words >> 8).float() * 2.0**-23 - 1.0
+
+
+def uniform(
+    seed_bytes: bytes, streams: Sequence[int], shape: tuple[int, ...], device: torch.device | str = "cpu"
+) -> Tensor:
+    """Uniform float32 in [-1, 1), shape (len(streams), *shape). Each stream is its own sequence of the seed.
+
+    Bit for bit the same on every device: numpy on the CPU, where it is fastest, int64 tensors elsewhere.
+    """
+    count = int(np.prod(shape))
+    device = torch.device(device)
+    if device.type == "cpu":
+        drawn = torch.from_numpy(_uniform_numpy(seed_bytes, streams, count))
+    else:
+        drawn = _uniform_torch(seed_bytes, streams, count, device)
+    return drawn.reshape(len(streams), *shape)
