@@ -1,7 +1,7 @@
 """What happened to the associations that peers asked for, accepted and refused alike. Pure: no files, no clock.
 
-The receiver appends these to a journal, one JSON object a line; the screener ingests the journal into the ledger. That way
-reception needs no database, and a port scan leaves a trace all the same.
+The receiver appends these to a journal, one JSON object a line; the screener ingests the journal into the ledger. That
+way reception needs no database, and a port scan leaves a trace all the same.
 """
 
 from __future__ import annotations

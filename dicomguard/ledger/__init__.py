@@ -1,0 +1,9 @@
+"""What was decided, delivered, ruled and seen: append-only rows under a keyed chain. The only code with SQLAlchemy.
+
+The ledger says *why*; the spool's folders say *where*. It stores no patient name, and nothing here moves a file.
+"""
+
+from dicomguard.ledger.ledger import Ledger
+from dicomguard.ledger.records import Delivery, DeliveryState, Event, Problem, Review, RuledAction
+
+__all__ = ["Delivery", "DeliveryState", "Event", "Ledger", "Problem", "Review", "RuledAction"]
