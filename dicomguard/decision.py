@@ -64,9 +64,8 @@ class Reason(StrEnum):
 
 # Faults of the transfer itself, not of the detector. Held whatever the mode and the policy say: the sender was told
 # that the instance was refused, or two different data sets claim one UID, or the file changed after it was received.
-ALWAYS_HELD = frozenset(
-    {Reason.UID_MISMATCH, Reason.UID_CONFLICT, Reason.ALTERED_IN_SPOOL, Reason.UNPARSABLE, Reason.MISSING_UID}
-)
+REFUSED = frozenset({Reason.UID_MISMATCH, Reason.UNPARSABLE, Reason.MISSING_UID})
+ALWAYS_HELD = REFUSED | {Reason.UID_CONFLICT, Reason.ALTERED_IN_SPOOL}
 
 
 @dataclass(frozen=True, slots=True)

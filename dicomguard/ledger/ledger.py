@@ -7,6 +7,7 @@ advice, when the database cannot do what was asked; then nothing of that call wa
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import re
 import uuid
@@ -19,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
 
 from dicomguard.association import AssociationEvent
-from dicomguard.decision import Decision, Disposition
+from dicomguard.decision import REFUSED, Decision, Disposition
 from dicomguard.errors import LedgerError, NotFoundError, ReviewError
 from dicomguard.ledger import rows, store, tables
 from dicomguard.ledger import verify as verification
@@ -89,6 +90,7 @@ class Ledger:
 
         A claim is recorded once: decisions of a claim that has any already are not recorded again, and what was
         decided first is returned instead. So a crash after this call never leads to a second, different decision.
+        What a decision forwards is recorded as queued for its destinations in the same transaction.
         """
         claims = list(dict.fromkeys(decision.claim_id for decision in decisions))
         with self._writing() as (connection, chain):
@@ -99,6 +101,8 @@ class Ledger:
                     if decision.claim_id == claim:
                         row, instances = rows.from_decision(decision)
                         chain.append(tables.decisions, row, instances)
+                        if decision.disposition is Disposition.FORWARD:
+                            _queue(chain, decision)
         return [recorded for claim in claims for recorded in self.decisions_of_claim(claim)]
 
     def decisions_of_claim(self, claim_id: str) -> list[Decision]:
@@ -160,17 +164,26 @@ class Ledger:
             return _first(connection, decisions.c.id, held) is not None
 
     def known_digests(self, sop_instance_uid: str) -> dict[str, str]:
-        """SHA-256 → the first decision's id, for every data set seen under this SOP Instance UID."""
+        """SHA-256 → the first decision's id, for every data set accepted under this SOP Instance UID.
+
+        What its sender was told is refused does not count: a UID that was claimed wrongly once stays free.
+        """
         table = tables.decision_instances
-        query = sa.select(table.c.sha256, table.c.decision_id).where(table.c.sop_key == key_of(sop_instance_uid))
+        query = sa.select(table.c.sha256, table.c.decision_id, table.c.reasons)
         with self._reading() as connection:
-            newest_first = connection.execute(query.order_by(table.c.id.desc())).all()
-        return {str(sha256): str(decision_id) for sha256, decision_id in newest_first}
+            newest_first = connection.execute(
+                query.where(table.c.sop_key == key_of(sop_instance_uid)).order_by(table.c.id.desc())
+            ).all()
+        return {
+            str(sha256): str(decision_id)
+            for sha256, decision_id, reasons in newest_first
+            if REFUSED.isdisjoint(json.loads(reasons))
+        }
 
     # Reviews ---------------------------------------------------------------------------------------------------------
 
     def record_review(self, decision_id: str, action: RuledAction, actor: str, reason: str) -> Review:
-        """Record a person's ruling on a quarantine decision.
+        """Record a person's ruling on a quarantine decision; a release queues its instances for their destinations.
 
         Raises:
             NotFoundError: there is no such decision.
@@ -200,6 +213,8 @@ class Ledger:
                     advice="A ruling stands; it is not taken back.",
                 )
             chain.append(tables.reviews, rows.from_review(review))
+            if action == "release":
+                _queue(chain, decision)
         return review
 
     def reviews(self, decision_id: str | None = None) -> list[Review]:
@@ -346,6 +361,20 @@ class Ledger:
 
 def _first(connection: Connection, column: sa.ColumnElement[Any], condition: sa.ColumnElement[bool]) -> Any:
     return connection.scalar(sa.select(column).where(condition).limit(1))
+
+
+def _queue(chain: Extension, decision: Decision) -> None:
+    for destination in decision.destinations:
+        for instance in decision.instances:
+            queued = Delivery(
+                decision.decision_id,
+                decision.study_instance_uid,
+                instance.sop_instance_uid,
+                instance.sha256,
+                destination,
+                DeliveryState.QUEUED,
+            )
+            chain.append(tables.deliveries, rows.from_delivery(queued))
 
 
 def _event_row(kind: str, subject_uid: str, detail: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def make_decision() -> MakeDecision:
             "peer": "MODALITY@127.0.0.1",
             "received_at": datetime(2026, 3, 1, 12, 0, 0, 123_456, UTC),
             "decided_at": datetime(2026, 3, 1, 12, 0, 9, tzinfo=UTC),
-            "destinations": ("ai",),
+            "destinations": (),
             "instances": parts,
         }
         return Decision(**{**values, **changes})  # type: ignore[arg-type]

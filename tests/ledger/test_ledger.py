@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
 import stat
 import threading
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dicomguard.association import AssociationEvent, AssociationKind
-from dicomguard.decision import Disposition
+from dicomguard.decision import Disposition, Reason
 from dicomguard.errors import LedgerError, NotFoundError, ReviewError
 from dicomguard.ledger import Delivery, DeliveryState, Ledger, store
 from dicomguard.study import Uid
@@ -331,3 +332,28 @@ def test_a_current_ledger_opens_without_alembic(url, heads, ledger, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path.cwd())
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_what_is_forwarded_is_queued_in_the_same_transaction_and_only_once(ledger, make_decision):
+    decision = make_decision(disposition=Disposition.FORWARD, destinations=("ai", "pacs"), claim="c")
+    ledger.record_decisions([decision])
+    ledger.record_decisions([decision])
+    queued = ledger.delivery_history(decision_id=decision.decision_id)
+    assert [(d.destination, d.state) for d in queued] == [("ai", DeliveryState.QUEUED)] * 2 + [
+        ("pacs", DeliveryState.QUEUED)
+    ] * 2
+
+
+def test_what_is_held_is_queued_when_a_person_releases_it_and_not_before(ledger, make_decision):
+    decision = make_decision(disposition=Disposition.QUARANTINE, destinations=("ai",), instances=1)
+    ledger.record_decisions([decision])
+    assert ledger.deliveries() == []
+    ledger.record_review(decision.decision_id, "release", "dr", "artefact")
+    assert [d.state for d in ledger.deliveries()] == [DeliveryState.QUEUED]
+
+
+def test_a_uid_that_was_claimed_wrongly_once_stays_free(ledger, make_decision):
+    decision = make_decision(instances=1)
+    refused = dataclasses.replace(decision.instances[0], reasons=(Reason.UID_MISMATCH,))
+    ledger.record_decisions([dataclasses.replace(decision, instances=(refused,))])
+    assert ledger.known_digests(refused.sop_instance_uid) == {}
