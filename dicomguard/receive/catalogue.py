@@ -1,0 +1,51 @@
+"""What the receiver accepts: every storage SOP class with every transfer syntax whose data set comes over the wire.
+
+The limit of 128 contexts is the requestor's (odd one-byte context IDs, PS3.8 section 9.3.2.2); an acceptor has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pydicom._uid_dict import UID_dictionary
+from pynetdicom.sop_class import (
+    _NON_PATIENT_OBJECT_CLASSES,  # the only tables of SOP classes by service (PS3.4 Annex B and GG) there are
+    _STORAGE_CLASSES,
+)
+
+VERIFICATION = "1.2.840.10008.1.1"
+
+# Left out, because the pixel data is somewhere else or is a live stream: JPIP (PS3.5 A.6, A.8, A.4.11) and the SMPTE
+# ST 2110 syntaxes of DICOM-RTV (PS3.22).
+_ELSEWHERE = ("1.2.840.10008.1.2.4.94", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.204", "1.2.840.10008.1.2.4.205")
+_LIVE = "1.2.840.10008.1.2.7."
+# RFC 2557 MIME and XML encoding never were syntaxes of a data set on an association.
+_NO_DATA_SET = ("1.2.840.10008.1.2.6.1", "1.2.840.10008.1.2.6.2")
+# GE's implicit little endian with big endian pixel data, still sent by old scanners and archives.
+_PRIVATE_SYNTAXES = ("1.2.840.113619.5.2",)
+_MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
+
+
+def transfer_syntaxes() -> frozenset[str]:
+    """Every transfer syntax that is kept as received, retired ones included (PS3.6 table A-1)."""
+    standard = {uid for uid, entry in UID_dictionary.items() if entry[1] == "Transfer Syntax"}
+    left_out = {uid for uid in standard if uid in _ELSEWHERE or uid in _NO_DATA_SET or uid.startswith(_LIVE)}
+    return frozenset(standard - left_out) | frozenset(_PRIVATE_SYNTAXES)
+
+
+def storage_classes() -> frozenset[str]:
+    """The standard storage SOP classes, retired ones included; not those of objects without a patient (PS3.4 GG)."""
+    named = {
+        uid
+        for uid, (name, kind, *_) in UID_dictionary.items()
+        if kind == "SOP Class" and "Storage" in name and uid.startswith("1.2.840.10008.5.1.4.1.1.")
+    }
+    left_out = {str(uid) for uid in _NON_PATIENT_OBJECT_CLASSES.values()} | {_MEDIA_DIRECTORY}
+    return frozenset((named | {str(uid) for uid in _STORAGE_CLASSES.values()}) - left_out)
+
+
+def catalogue(private_sop_classes: Iterable[str] = ()) -> Mapping[str, frozenset[str]]:
+    """Abstract syntax → transfer syntaxes, for storage, the site's private classes and Verification."""
+    syntaxes = transfer_syntaxes()
+    uncompressed = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
+    return dict.fromkeys((*storage_classes(), *private_sop_classes), syntaxes) | {VERIFICATION: uncompressed}
