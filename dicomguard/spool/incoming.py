@@ -99,12 +99,16 @@ class Part:
                 pass
             try:
                 self.path.rename(target)
-                fsync_folder(folder)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
                 if self.path.exists():
                     continue
-                # Renamed, and claimed by the screener before the folder could be synced. Syncing its parent commits
-                # the renames before it on a journalling file system.
+                # Nobody but us may touch a part; what is not there must not be acknowledged.
+                raise SpoolError(f"{self.path.name} was removed while it was being received.") from error
+            try:
+                fsync_folder(folder)
+            except FileNotFoundError:
+                # Claimed by the screener before the folder could be synced. Syncing its parent commits the renames
+                # before it on a journalling file system.
                 fsync_folder(self._incoming)
             return
         raise SpoolError(f"{folder.name} in the spool keeps disappearing.", advice="Is a second screener running?")
