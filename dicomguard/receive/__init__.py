@@ -1,1 +1,1 @@
-"""Storage SCP: C-ECHO, and C-STORE into the spool. Knows no database and no model, so that neither can stop reception."""
+"""Storage SCP: C-ECHO, and C-STORE into the spool. Knows no database and no model: neither can stop reception."""

@@ -5,7 +5,7 @@ The limit of 128 contexts is the requestor's (odd one-byte context IDs, PS3.8 se
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from pydicom._uid_dict import UID_dictionary
 from pynetdicom.sop_class import (
@@ -13,7 +13,7 @@ from pynetdicom.sop_class import (
     _STORAGE_CLASSES,
 )
 
-VERIFICATION = "1.2.840.10008.1.1"
+from dicomguard.receive.offer import Offer
 
 # Left out, because the pixel data is somewhere else or is a live stream: JPIP (PS3.5 A.6, A.8, A.4.11) and the SMPTE
 # ST 2110 syntaxes of DICOM-RTV (PS3.22).
@@ -44,8 +44,6 @@ def storage_classes() -> frozenset[str]:
     return frozenset((named | {str(uid) for uid in _STORAGE_CLASSES.values()}) - left_out)
 
 
-def catalogue(private_sop_classes: Iterable[str] = ()) -> Mapping[str, frozenset[str]]:
-    """Abstract syntax → transfer syntaxes, for storage, the site's private classes and Verification."""
-    syntaxes = transfer_syntaxes()
-    uncompressed = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
-    return dict.fromkeys((*storage_classes(), *private_sop_classes), syntaxes) | {VERIFICATION: uncompressed}
+def standard_offer(private_sop_classes: Iterable[str] = ()) -> Offer:
+    """All of the above, and the site's private storage classes."""
+    return Offer(storage_classes() | frozenset(private_sop_classes), transfer_syntaxes())

@@ -71,10 +71,6 @@ class Census:
         start = row * _ROW
         self._words[start : start + _ROW] = memoryview(bytes(_ROW * _WORD_BYTES)).cast("I")
 
-    def bench(self, row: int) -> None:
-        """Make a row look busy until its acceptor runs, so that nobody waits for it. For the parent."""
-        self._words[row * _ROW + _CONNECTIONS] = 2**31
-
     def _add(self, column: int, change: int) -> None:
         with self._lock:
             self._words[self._row * _ROW + column] += change

@@ -10,7 +10,7 @@ import logging
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -19,9 +19,9 @@ from dicomguard.errors import OutOfSpaceError, SpoolError
 from dicomguard.receive import command as dimse
 from dicomguard.receive import pdu
 from dicomguard.receive.admission import NO_SPACE, UNKNOWN_ADDRESS, Admission, Refusal
-from dicomguard.receive.catalogue import VERIFICATION
 from dicomguard.receive.census import Census
 from dicomguard.receive.chronicle import Chronicle
+from dicomguard.receive.offer import VERIFICATION, Offer
 from dicomguard.receive.pdu import ProtocolError
 from dicomguard.receive.settings import ReceiveSettings
 from dicomguard.receive.storing import INTERNAL_ERROR, SUCCESS, Sender, Storing
@@ -42,7 +42,7 @@ class House:
     """What all conversations of one acceptor share."""
 
     settings: ReceiveSettings
-    catalogue: Mapping[str, frozenset[str]]
+    offer: Offer
     admission: Admission
     census: Census
     chronicle: Chronicle
@@ -152,7 +152,7 @@ class Conversation:
             return self._reject(refusal)
         self._association_id = uuid.uuid4().hex
         on_open()
-        results = self._negotiate(request)
+        results = house.offer.answer(request.contexts)
         self._contexts = {
             result.context_id: (result.abstract_syntax, result.transfer_syntax)
             for result in results
@@ -179,19 +179,6 @@ class Conversation:
             limit=self._settings.max_associations,
             limit_per_address=self._settings.max_associations_per_address,
         )
-
-    def _negotiate(self, request: pdu.AssociateRequest) -> list[pdu.ContextResult]:
-        """Take every context we know in the first of its transfer syntaxes that we know, as the requestor prefers."""
-        results = []
-        for context in request.contexts:
-            known = self._house.catalogue.get(context.abstract_syntax)
-            syntax = next((uid for uid in context.transfer_syntaxes if known and uid in known), "")
-            if known is None:
-                result = pdu.NO_SUCH_ABSTRACT_SYNTAX
-            else:
-                result = pdu.ACCEPTANCE if syntax else pdu.NO_SUCH_TRANSFER_SYNTAX
-            results.append(pdu.ContextResult(context.context_id, result, context.abstract_syntax, syntax))
-        return results
 
     def _serve(self) -> tuple[AssociationKind, str]:
         settings = self._settings

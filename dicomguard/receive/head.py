@@ -1,7 +1,7 @@
 """A bounded look at the head of an encoded data set, for the four UIDs that place an instance. Pure.
 
-No library's parser is let near a peer's bytes in the receiver: this walks element headers (PS3.5 section 7.1),
-skips values, and never goes beyond group 0020, `_MAX_ELEMENTS` elements, `_MAX_DEPTH` open sequences or `_MAX_READ_BYTES` read.
+No library's parser comes near a peer's bytes in the receiver: this walks element headers (PS3.5 section 7.1), skips
+values, and never goes beyond group 0020, a number of elements, a depth of open sequences and a number of bytes read.
 """
 
 from __future__ import annotations

@@ -9,15 +9,15 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 
 from dicomguard.errors import ConfigError
 from dicomguard.receive.admission import NO_THREAD, Admission
-from dicomguard.receive.catalogue import catalogue as full_catalogue
 from dicomguard.receive.census import Census
 from dicomguard.receive.chronicle import Chronicle
 from dicomguard.receive.conversation import Conversation, House
+from dicomguard.receive.offer import Offer
 from dicomguard.receive.pdu import encode_reject
 from dicomguard.receive.settings import ReceiveSettings
 from dicomguard.spool.incoming import Incoming
@@ -65,10 +65,10 @@ class Receiver:
         *,
         listener: socket.socket | None = None,
         census: Census | None = None,
-        catalogue: Mapping[str, frozenset[str]] | None = None,
+        offer: Offer | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
-        """`listener`, `census` and `catalogue` are given where several acceptors share them. Raises ConfigError."""
+        """`listener`, `census` and `offer` are given where several acceptors share them. Raises ConfigError."""
         self._settings = settings
         self._listener = listener or listen(settings.host, settings.port)
         self._census = census or Census()
@@ -76,7 +76,7 @@ class Receiver:
         self._stopping = threading.Event()
         self._house = House(
             settings=settings,
-            catalogue=catalogue or full_catalogue(settings.private_sop_classes),
+            offer=offer or _standard_offer(settings),
             admission=Admission(settings.ae_title, settings.peers),
             census=self._census,
             chronicle=self._chronicle,
@@ -209,3 +209,10 @@ class Receiver:
     def _rotate_journal(self) -> None:
         while not self._stopping.wait(self._settings.journal_rotate_s):
             self._chronicle.rotate()
+
+
+def _standard_offer(settings: ReceiveSettings) -> Offer:
+    # Imported here, because acceptor processes get their offer from the parent and stay free of pynetdicom.
+    from dicomguard.receive.catalogue import standard_offer  # noqa: PLC0415 - see above
+
+    return standard_offer(settings.private_sop_classes)

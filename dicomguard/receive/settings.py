@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any
 
 from dicomguard.study import AeTitle
 
@@ -60,3 +62,14 @@ class ReceiveSettings:
     linger_s: float = 1.0
     # Journal files are handed to the screener this often.
     journal_rotate_s: float = 2.0
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain mapping for JSON, for the acceptor processes."""
+        peers = [{"ae_title": peer.ae_title, "network": str(peer.network)} for peer in self.peers]
+        return {**asdict(self), "peers": peers}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ReceiveSettings:
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError on anything else."""
+        peers = tuple(PermittedPeer(peer["ae_title"], ip_network(peer["network"])) for peer in data["peers"])
+        return cls(**{**data, "peers": peers, "private_sop_classes": tuple(data["private_sop_classes"])})

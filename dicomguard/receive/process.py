@@ -1,0 +1,64 @@
+"""The receiver as a process: from a clean spool to SIGTERM."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dicomguard.errors import ConfigError
+from dicomguard.receive.acceptors import Acceptors
+from dicomguard.receive.settings import ReceiveSettings
+from dicomguard.spool.store import Spool
+
+# Acceptors whose parent was killed end within milliseconds; then the port is free.
+_PORT_WAIT_S = 5.0
+
+_LOG = logging.getLogger(__name__)
+
+
+def run(
+    settings: ReceiveSettings,
+    spool_root: Path,
+    *,
+    reserve_bytes: int,
+    grace_s: float = 30.0,
+    stop: threading.Event | None = None,
+    on_ready: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Receive until SIGTERM or SIGINT (main thread) or until `stop` is set; then drain for `grace_s` and return.
+
+    `on_ready` is told the port once connections are served. Raises ConfigError or SpoolError where it cannot start.
+    """
+    stop = stop or threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+    spool = Spool(spool_root)
+    spool.create()
+    # The port before the parts: while an acceptor of a former run lives it holds the port, and its parts are not ours.
+    acceptors = _listening(settings, spool_root, reserve_bytes)
+    with spool.exclusive("receive"):
+        removed = spool.sweep_parts()
+        if removed:
+            _LOG.info("Removed %d part(s) of instances that were never acknowledged.", removed)
+        acceptors.start()
+        _LOG.info("Receiving as %s on %s port %d.", settings.ae_title, settings.host, acceptors.port)
+        on_ready(acceptors.port)
+        stop.wait()
+        _LOG.info("Stopping: associations may end within %.0f s.", grace_s)
+        acceptors.stop(grace_s)
+
+
+def _listening(settings: ReceiveSettings, spool_root: Path, reserve_bytes: int) -> Acceptors:
+    deadline = time.monotonic() + _PORT_WAIT_S
+    while True:
+        try:
+            return Acceptors(settings, spool_root, reserve_bytes=reserve_bytes)
+        except ConfigError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
