@@ -223,6 +223,26 @@ class InstanceDecision:
             return False
         return self.mode == "enforce" or not ALWAYS_HELD.isdisjoint(self.reasons)
 
+    def to_json(self) -> dict[str, Any]:
+        """A plain mapping, as it stands in a decision's `instances`."""
+        return {
+            "sop_instance_uid": self.sop_instance_uid,
+            "sop_class_uid": self.sop_class_uid,
+            "series_instance_uid": self.series_instance_uid,
+            "transfer_syntax_uid": self.transfer_syntax_uid,
+            "sha256": self.sha256,
+            "size_bytes": self.size_bytes,
+            "file_name": self.file_name,
+            "verdict": self.verdict.value,
+            "reasons": [reason.value for reason in self.reasons],
+            "action": self.action,
+            "mode": self.mode,
+            "bundle": self.bundle,
+            "fingerprint": self.fingerprint,
+            "detail": self.detail,
+            "scores": self.scores,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -267,26 +287,7 @@ class Decision:
             "destinations": list(self.destinations),
             "patient_key": self.patient_key,
             "claim_id": self.claim_id,
-            "instances": [
-                {
-                    "sop_instance_uid": instance.sop_instance_uid,
-                    "sop_class_uid": instance.sop_class_uid,
-                    "series_instance_uid": instance.series_instance_uid,
-                    "transfer_syntax_uid": instance.transfer_syntax_uid,
-                    "sha256": instance.sha256,
-                    "size_bytes": instance.size_bytes,
-                    "file_name": instance.file_name,
-                    "verdict": instance.verdict.value,
-                    "reasons": [reason.value for reason in instance.reasons],
-                    "action": instance.action,
-                    "mode": instance.mode,
-                    "bundle": instance.bundle,
-                    "fingerprint": instance.fingerprint,
-                    "detail": instance.detail,
-                    "scores": instance.scores,
-                }
-                for instance in self.instances
-            ],
+            "instances": [instance.to_json() for instance in self.instances],
         }
 
 

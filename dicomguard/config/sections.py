@@ -134,10 +134,11 @@ class LimitsSection(_Section):
     # Space on the spool's volume that reception never touches, so that screening and delivery can go on.
     spool_reserve_mib: Annotated[int, Field(ge=1)] = 1024
     max_instance_mib: Annotated[int, Field(ge=1)] = 4096
-    max_frames: Annotated[int, Field(ge=1)] = 5000
-    max_frame_megapixels: Annotated[int, Field(ge=1)] = 200
+    max_frames: Annotated[int, Field(ge=1)] = 100_000
+    # Rows x Columns x Samples per Pixel; a mammogram has 20 million, a bomb 65535 x 65535.
+    max_frame_megapixels: Annotated[int, Field(ge=1)] = 100
     # Memory of the process that decodes; a hostile file ends there.
-    decoder_memory_mib: Annotated[int, Field(ge=256)] = 2048
+    decoder_memory_mib: Annotated[int, Field(ge=512)] = 5120
 
 
 class Config(_Section):
@@ -154,6 +155,8 @@ class Config(_Section):
     destinations: tuple[DestinationSection, ...] = ()
     delivery: DeliverySection = DeliverySection()
     limits: LimitsSection = LimitsSection()
+    # Where the protected models run; any torch device. Everything works on a CPU.
+    device: str = "cpu"
     # "hashed": a keyed hash of the Patient ID. "plain": the ID itself. The patient's name is never stored.
     patient_id: Literal["hashed", "plain"] = "hashed"
     # 32 bytes in hexadecimal; made at the first start where missing. Everything that must not be guessed hangs on it.

@@ -2,8 +2,8 @@
 
 The data set follows the header byte for byte as it came over the wire. The receipt (who, when, digest) stands in
 Private Information (0002,0102) under our own Private Information Creator UID (PS3.10 section 7.1), in a slot of fixed
-length that is filled in when the last byte has come. So one rename makes instance and receipt visible together, and neither can be
-lost or mixed up without the other. The reader trusts nothing that it did not check.
+length that is filled in when the last byte has come. So one rename makes instance and receipt visible together, and
+neither can be lost or mixed up without the other. The reader trusts nothing that it did not check.
 """
 
 from __future__ import annotations

@@ -129,6 +129,10 @@ class Spool:
                 continue
         return found
 
+    def waiting(self, key: StudyKey) -> list[Instance]:
+        """The instances of one study in `incoming/`, in order of receipt."""
+        return _instances(self.root / "incoming" / key)[0]
+
     def claim(self, key: StudyKey) -> Claim | None:
         """Move a study's files, one by one, into a new claim, which holds just what was moved here. None if nothing."""
         source = self.root / "incoming" / key

@@ -1,0 +1,156 @@
+"""Configuration -> parts. The only place that knows how the pieces of the node fit together."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable, Sequence
+from ipaddress import ip_network
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dicomguard.config import Config, load
+from dicomguard.decision import Policy
+from dicomguard.errors import BundleError
+from dicomguard.site_key import SiteKey, load_or_create
+from dicomguard.spool.store import Settling, Spool
+from dicomguard.study import AeTitle, Peer
+
+if TYPE_CHECKING:  # heavy parts are imported where they are built
+    from dicomguard.deliver import Destination
+    from dicomguard.ledger import Ledger
+    from dicomguard.pixels.sandbox import DecodeWorker
+    from dicomguard.receive.settings import ReceiveSettings
+    from dicomguard.screen.examine import Examiner
+    from dicomguard.screen.protected import Protected
+    from dicomguard.screen.screener import Screener
+    from dicomguard.screen.verdicts import Rules
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", envvar="DICOMGUARD_CONFIG", help="The node's configuration file.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
+
+
+def read_config(path: Path) -> Config:
+    """The configuration, with its data folder made. Raises ConfigError."""
+    return load(path)
+
+
+def site_key(config: Config) -> SiteKey:
+    """The site's key, made at the first start."""
+    return load_or_create(config.key_file)
+
+
+def open_spool(config: Config) -> Spool:
+    """The spool with its folders in place. Raises SpoolError."""
+    spool = Spool(config.spool_dir)
+    spool.create()
+    return spool
+
+
+def open_ledger(config: Config, writer: str) -> Ledger:
+    """The ledger, under the writer's own chain. Raises LedgerError."""
+    from dicomguard.ledger import Ledger
+
+    config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    chain_key = site_key(config).for_purpose("ledger-chain")
+    return Ledger.open(config.ledger_url, chain_key, writer, heads=config.key_file.with_name("ledger.heads"))
+
+
+def receive_settings(config: Config) -> ReceiveSettings:
+    """What the receiver is told."""
+    from dicomguard.receive.settings import PermittedPeer, ReceiveSettings
+
+    return ReceiveSettings(
+        ae_title=AeTitle(config.node.ae_title),
+        peers=tuple(PermittedPeer(AeTitle(p.ae_title), ip_network(p.host, strict=False)) for p in config.peers),
+        host=config.node.host,
+        port=config.node.port,
+        private_sop_classes=config.node.private_sop_classes,
+        acceptors=config.node.acceptors,
+        max_associations=config.node.max_associations,
+        max_pdu_bytes=config.node.max_pdu_bytes,
+        max_instance_bytes=config.limits.max_instance_mib * 2**20,
+    )
+
+
+def decode_worker(config: Config) -> DecodeWorker:
+    """The sandbox that files are read in."""
+    from dicomguard.pixels.limits import Limits
+    from dicomguard.pixels.sandbox import DecodeWorker
+
+    return DecodeWorker(
+        Limits(
+            max_frames=config.limits.max_frames,
+            max_samples_per_frame=config.limits.max_frame_megapixels * 10**6,
+            max_memory_bytes=config.limits.decoder_memory_mib * 2**20,
+        )
+    )
+
+
+def load_models(config: Config) -> list[Protected]:
+    """Every configured bundle, loaded and checked. Raises BundleError naming the bundle and what to do."""
+    from dicomguard.scoring.scorer import Scorer
+    from dicomguard.screen.protected import Protected
+
+    models = []
+    for section in config.bundles:
+        scorer = Scorer.load(section.path, device=config.device)
+        if section.fingerprint is not None and section.fingerprint != scorer.fingerprint:
+            raise BundleError(
+                f"Bundle {section.path} has the fingerprint {scorer.fingerprint}, the configuration pins"
+                f" {section.fingerprint}.",
+                advice="Find out who changed the bundle; then pin the new fingerprint.",
+            )
+        if scorer.thresholds is None and section.mode == "enforce":
+            raise BundleError(
+                f"Bundle {section.path} was never calibrated, so nothing can be enforced with it.",
+                advice="Run 'dicomguard bundle calibrate' on clean images of this site, or set 'mode: shadow'.",
+            )
+        models.append(Protected(scorer, section.match, section.mode))
+    return models
+
+
+def rules(config: Config) -> Rules:
+    """What the site decided beforehand."""
+    from dicomguard.screen.verdicts import Rules
+
+    return Rules(
+        policy=Policy(**config.policy.model_dump()),
+        mode=config.mode,
+        destinations=tuple(destination.name for destination in config.destinations),
+        pseudonym=pseudonym(config),
+    )
+
+
+def pseudonym(config: Config) -> Callable[[str], str]:
+    """Patient ID -> what may be recorded of it: a keyed hash, so that equal IDs stay equal and none is guessed."""
+    if config.patient_id == "plain":
+        return lambda patient_id: patient_id
+    key = site_key(config).for_purpose("patient-id")
+    return lambda patient_id: hmac.new(key, patient_id.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:32]
+
+
+def examiner(config: Config, worker: DecodeWorker, models: Sequence[Protected]) -> Examiner:
+    """What reads and scores instances."""
+    from dicomguard.screen.examine import Examiner
+
+    return Examiner(worker, models, site_key(config).for_purpose("noise"))
+
+
+def screener(config: Config, spool: Spool, ledger: Ledger, worker: DecodeWorker) -> Screener:
+    """The screener. Loads the models, which takes seconds. Raises BundleError."""
+    from dicomguard.screen.screener import Screener
+
+    settling = Settling(spool, quiet_s=config.study.quiet_s, deadline_s=config.study.deadline_s)
+    return Screener(spool, ledger, examiner(config, worker, load_models(config)), rules(config), settling)
+
+
+def destinations(config: Config) -> list[Destination]:
+    """Where clean studies go."""
+    from dicomguard.deliver import Destination
+
+    return [Destination(d.name, Peer(AeTitle(d.ae_title), d.host, d.port)) for d in config.destinations]

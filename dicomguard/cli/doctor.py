@@ -1,0 +1,164 @@
+"""The checks of `dicomguard doctor`: each looks at one thing, for real, and says what to do when it is not well."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dicomguard.cli import compose
+from dicomguard.config import Config
+from dicomguard.errors import ConfigError, DicomguardError
+from dicomguard.site_key import load_or_create
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What one check found. `warn` does not fail the command."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    message: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain mapping."""
+        return asdict(self)
+
+
+def checks(path: Path) -> Iterator[Check]:
+    """All checks, in the order in which one failure explains the next. Without a configuration there is only one."""
+    try:
+        config = compose.read_config(path)
+    except ConfigError as error:
+        yield Check("config", "fail", str(error))
+        return
+    yield Check("config", "ok", f"{path} is well formed; mode {config.mode}.")
+    yield from _peers(config)
+    yield from _key(config)
+    yield from _disk(config)
+    yield from _ledger(config)
+    yield from _bundles(config)
+    yield from _waiting(config)
+    yield from _destinations(config)
+
+
+def _peers(config: Config) -> Iterator[Check]:
+    if not config.peers:
+        yield Check("peers", "warn", "No peer is permitted, so nobody can send. Add one under 'peers'.")
+    else:
+        yield Check(
+            "peers", "ok", f"{len(config.peers)} peer(s) may send to {config.node.ae_title}:{config.node.port}."
+        )
+    wide = [peer.ae_title for peer in config.peers if peer.host.endswith("/0")]
+    if wide:
+        yield Check("peers", "warn", f"{', '.join(wide)} may come from any address: an AE title is no credential.")
+
+
+def _key(config: Config) -> Iterator[Check]:
+    try:
+        if not config.key_file.exists():
+            yield Check("site key", "warn", f"{config.key_file} is not there yet; it is made at the first start.")
+            return
+        load_or_create(config.key_file)
+        yield Check("site key", "ok", f"{config.key_file} is there and private. Is it in a backup?")
+    except ConfigError as error:
+        yield Check("site key", "fail", str(error))
+
+
+def _disk(config: Config) -> Iterator[Check]:
+    try:
+        spool = compose.open_spool(config)
+        probe = spool.root / "locks" / "doctor"
+        probe.write_bytes(b"probe")
+        probe.unlink()
+    except (DicomguardError, OSError) as error:
+        yield Check("disk", "fail", str(error))
+        return
+    free_mib = shutil.disk_usage(spool.root).free // 2**20
+    reserve_mib = config.limits.spool_reserve_mib
+    if free_mib < reserve_mib:
+        message = f"{free_mib} MiB are free, the reserve is {reserve_mib} MiB: senders get 0xA700. Free some space."
+        yield Check("disk", "fail", message)
+    elif free_mib < 4 * reserve_mib:
+        yield Check("disk", "warn", f"{free_mib} MiB are free; below {reserve_mib} MiB senders get 0xA700.")
+    else:
+        yield Check("disk", "ok", f"{spool.root}: {free_mib} MiB are free.")
+
+
+def _ledger(config: Config) -> Iterator[Check]:
+    try:
+        with compose.open_ledger(config, "cli") as ledger:
+            newest = list(ledger.decisions(limit=1))
+        last = f"; last decision {newest[0].decided_at:%Y-%m-%d %H:%M} UTC" if newest else ""
+        yield Check("ledger", "ok", f"It opens{last}. 'dicomguard verify' checks its chains.")
+    except DicomguardError as error:
+        yield Check("ledger", "fail", str(error))
+
+
+def _bundles(config: Config) -> Iterator[Check]:
+    from dicomguard.scoring.scorer import Scorer
+
+    if not config.bundles:
+        yield Check(
+            "bundles",
+            "warn",
+            f"No model is protected; every image follows policy.unmatched ({config.policy.unmatched}).",
+        )
+    for section in config.bundles:
+        name = f"bundle {section.path.name}"
+        try:
+            scorer = Scorer.load(section.path, device=config.device)
+        except DicomguardError as error:
+            yield Check(name, "fail", str(error))
+            continue
+        if section.fingerprint is not None and section.fingerprint != scorer.fingerprint:
+            yield Check(name, "fail", f"Its fingerprint is {scorer.fingerprint}, not the one that is pinned.")
+            continue
+        thresholds = scorer.thresholds
+        if thresholds is None:
+            state: Literal["warn", "fail"] = "fail" if section.mode == "enforce" else "warn"
+            yield Check(
+                name, state, "It was never calibrated: run 'dicomguard bundle calibrate', or set 'mode: shadow'."
+            )
+            continue
+        message = f"Weights and calibration fit; {section.mode}, false alarms at {thresholds.alpha:.1%} of images."
+        yield Check(name, "ok", f"{message} Fingerprint {scorer.fingerprint[:16]}.")
+
+
+def _waiting(config: Config) -> Iterator[Check]:
+    """What lies in the spool and waits for a person, or for a destination that is not configured any more."""
+    try:
+        spool = compose.open_spool(config)
+    except DicomguardError:
+        return  # said under 'disk'
+    failed = spool.failed()
+    if failed:
+        yield Check("failed", "warn", f"{len(failed)} claim(s) could not be screened; see 'dicomguard failed list'.")
+    dead = sum(1 for _ in spool.undeliverable())
+    if dead:
+        yield Check(
+            "undeliverable", "warn", f"{dead} instance(s) were refused; see 'dicomguard deliveries list --state dead'."
+        )
+    known = {destination.name for destination in config.destinations}
+    queues = {folder.name for folder in (spool.root / "outbound").iterdir() if any(folder.iterdir())}
+    for orphan in sorted(queues - known):
+        yield Check(
+            "outbound", "fail", f"Instances wait for '{orphan}', which is not configured. Add the destination again."
+        )
+
+
+def _destinations(config: Config) -> Iterator[Check]:
+    from dicomguard.deliver import echo
+
+    if not config.destinations:
+        yield Check(
+            "destinations", "warn", "There are none: clean studies stay in the store. Add one under 'destinations'."
+        )
+    for destination in compose.destinations(config):
+        try:
+            echo(destination, calling_ae=config.node.ae_title)
+            yield Check(f"destination {destination.name}", "ok", f"{destination.peer} answers C-ECHO.")
+        except DicomguardError as error:
+            yield Check(f"destination {destination.name}", "fail", str(error))

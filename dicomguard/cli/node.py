@@ -1,0 +1,121 @@
+"""Commands that run the node: `serve` and each of its parts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import Annotated
+
+import typer
+
+from dicomguard.cli import compose
+from dicomguard.cli.compose import ConfigOption
+from dicomguard.errors import LedgerError
+
+_log = logging.getLogger(__name__)
+_IDLE_S = 0.2
+_LEDGER_AWAY_S = 2.0
+
+Supervised = Annotated[bool, typer.Option("--supervised", hidden=True, help="End when standard input does.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the tree."""
+    for command in (serve, receive, screen, deliver):
+        app.command()(command)
+
+
+def serve(config: ConfigOption) -> None:
+    """Run the whole node: every part as a supervised child. SIGTERM drains and stops it."""
+    from dicomguard.supervise import Part, Supervisor
+
+    settings = compose.read_config(config)
+    compose.open_spool(settings)
+    compose.site_key(settings)  # made once, before three children would race for it
+    compose.open_ledger(settings, "serve").close()  # likewise its tables
+    command = [sys.executable, "-m", "dicomguard"]
+    path = str(config.resolve())
+    names = ("receive", "screen", "deliver")
+    parts = [Part(name, [*command, name, "-c", path, "--supervised"]) for name in names]
+    raise typer.Exit(Supervisor(parts).run(_until_stopped(supervised=False)))
+
+
+def receive(config: ConfigOption, supervised: Supervised = False) -> None:
+    """Run the Storage SCP: receives studies into the spool."""
+    from dicomguard.receive.server import run
+
+    settings = compose.read_config(config)
+    spool = compose.open_spool(settings)
+    with spool.exclusive("receive"):
+        spool.sweep_parts()
+        run(
+            compose.receive_settings(settings),
+            spool.root,
+            reserve_bytes=settings.limits.spool_reserve_mib * 2**20,
+            stop=_until_stopped(supervised=supervised),
+        )
+
+
+def screen(config: ConfigOption, supervised: Supervised = False) -> None:
+    """Run the screener: reads, scores, decides, records and routes what was received."""
+    settings = compose.read_config(config)
+    spool = compose.open_spool(settings)
+    stop = _until_stopped(supervised=supervised)
+    with (
+        spool.exclusive("screen"),
+        compose.open_ledger(settings, "screen") as ledger,
+        compose.decode_worker(settings) as worker,
+    ):
+        screener = compose.screener(settings, spool, ledger, worker)
+        _log.info("The screener is ready: %d bundle(s).", len(settings.bundles))
+        recovered = False
+        pause_s = 0.0
+        while not stop.wait(pause_s):
+            try:
+                if not recovered:
+                    count = screener.recover()
+                    recovered = True
+                    if count:
+                        _log.info("Took up %d claim(s) of a former run.", count)
+                pause_s = 0.0 if screener.step() else _IDLE_S
+            except LedgerError as error:
+                # Reception goes on meanwhile; nothing is decided that cannot be recorded.
+                _log.error("%s Trying again.", error)
+                pause_s = _LEDGER_AWAY_S
+
+
+def deliver(config: ConfigOption, supervised: Supervised = False) -> None:
+    """Run the Storage SCU: forwards what was found clean, and ends retention periods."""
+    from dicomguard.deliver import run
+
+    settings = compose.read_config(config)
+    spool = compose.open_spool(settings)
+    with spool.exclusive("deliver"), compose.open_ledger(settings, "deliver") as ledger:
+        run(
+            spool,
+            ledger,
+            compose.destinations(settings),
+            calling_ae=settings.node.ae_title,
+            retention_days=settings.retention_days,
+            stop=_until_stopped(supervised=supervised),
+        )
+
+
+def _until_stopped(*, supervised: bool) -> threading.Event:
+    """Set by SIGTERM and SIGINT; under a supervisor also when that one is gone."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if supervised:
+        threading.Thread(target=_watch_parent, args=(stop,), daemon=True).start()
+    return stop
+
+
+def _watch_parent(stop: threading.Event) -> None:
+    # The supervisor holds the other end and never writes: a read ends only when it is gone, however it went.
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    stop.set()

@@ -1,0 +1,55 @@
+"""How results are shown: tables for people, one JSON object a line for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console()
+_COLOURS = {
+    "CLEAN": "green",
+    "UNSCORABLE": "cyan",
+    "INCONCLUSIVE": "yellow",
+    "SUSPECT": "bold red",
+    "forward": "green",
+    "quarantine": "bold red",
+}
+
+
+def print_json(rows: Iterable[Mapping[str, Any]]) -> None:
+    """One object a line, flushed, so that a reader at the other end of a pipe sees each as it comes."""
+    for row in rows:
+        sys.stdout.write(json.dumps(row, separators=(",", ":"), default=str) + "\n")
+    sys.stdout.flush()
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table; what is a verdict or a disposition gets its colour. Peers' words are never read as markup."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    count = 0
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+        count += 1
+    if count:
+        console.print(table)
+    else:
+        console.print(f"{title}: none.", markup=False)
+
+
+def _cell(value: object) -> Any:
+    from rich.text import Text
+
+    text = "" if value is None else str(value)
+    return Text(text, style=_COLOURS.get(text, ""))
+
+
+def shorten(uid: str, keep: int = 28) -> str:
+    """The end of a long UID, which is what tells two apart."""
+    return uid if len(uid) <= keep else "…" + uid[-keep:]

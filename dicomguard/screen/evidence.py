@@ -1,0 +1,100 @@
+"""What a person gets to see of a held study: the numbers as JSON, the noise curve and the saliency as pictures.
+
+Written by the screener, which has the model at hand; whoever shows it computes nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("agg")  # no display on a server; before pyplot is ever touched
+
+from matplotlib.figure import Figure  # after the backend is chosen
+
+from dicomguard.decision import Decision, Fault, Policy, Scored, Thresholds  # as above
+from dicomguard.screen.examine import Examined, Examiner  # as above
+from dicomguard.screen.verdicts import worst_frame  # as above
+
+# Pictures of the worst instances only: a held study of 2,000 slices must not spend minutes on drawing.
+_MAX_PICTURES = 12
+
+
+def collect(
+    decision: Decision, examined: Sequence[Examined], examiner: Examiner, policy: Policy
+) -> Iterator[tuple[str, bytes]]:
+    """File names and contents for one held decision: `evidence.json` and, per flagged instance, two pictures."""
+    summary = {
+        "decision": decision.to_json(),
+        "seed": "HMAC-SHA256(site key, SOP Instance UID, frame, SHA-256 of the data set, fingerprint, purpose)",
+        "receipts": [item.instance.receipt.to_json() for item in examined],
+    }
+    yield "evidence.json", json.dumps(summary, indent=1, allow_nan=True).encode()
+    by_digest = {e.instance.receipt.sha256: e for e in examined}
+    flagged = [by_digest[i.sha256] for i in decision.instances if i.reasons and i.sha256 in by_digest]
+    drawn = 0
+    for item in flagged:
+        if isinstance(item.finding, Fault) or item.model is None or drawn == _MAX_PICTURES:
+            continue
+        drawn += 1
+        thresholds = item.model.scorer.thresholds
+        worst = worst_frame(item.finding, thresholds, policy)
+        stem = item.instance.path.stem
+        if thresholds is not None:
+            yield f"{stem}.noise.png", noise_curve(item.finding, thresholds, policy)
+        seen = examiner.saliency(item, worst.frame)
+        if seen is not None:
+            image, prepared, saliency = seen
+            yield f"{stem}.saliency.png", saliency_picture(prepared.numpy(), saliency.numpy(), image.frame)
+
+
+def noise_curve(scored: Scored, thresholds: Thresholds, policy: Policy) -> bytes:
+    """PNG: drop of the predicted class's probability and logit against the noise level, with the paper's theta."""
+    score = worst_frame(scored, thresholds, policy)
+    percent = [100 * level for level in score.levels]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(percent, score.probability_drops, "o-", color="#b2182b", label="this image")
+    left.plot(percent, thresholds.paper_theta, "s--", color="#555555", label="theta = 2 std of clean images")
+    left.set(ylabel="drop of probability", ylim=(min(-0.05, *score.probability_drops), 1.05))
+    left.legend(frameon=False)
+    right.plot(percent, score.logit_drops, "o-", color="#2166ac", label="this image")
+    right.axhline(score.margin, color="#555555", linestyle=":", label="margin without noise")
+    right.set(ylabel="drop of margin (logit)")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.axhline(0, color="#bbbbbb", linewidth=0.8)
+        axes.set(xlabel="noise (% of input range)", xticks=percent)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        f"frame {score.frame}: '{score.predicted}' with {score.probability:.3f};"
+        f" statistic {score.statistic:.2f}, threshold {thresholds.statistic:.2f}",
+        fontsize=10,
+    )
+    return _png(figure)
+
+
+def saliency_picture(prepared: np.ndarray, saliency: np.ndarray, frame: int) -> bytes:  # type: ignore[type-arg]  # any float
+    """PNG: the image (planes, H, W) as the model sees it, and beside it where its answer hangs on (H, W)."""
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    plain, overlaid = figure.subplots(1, 2)
+    grey = prepared[0] if prepared.shape[0] != 3 else np.moveaxis(prepared, 0, -1)
+    span = float(np.percentile(saliency, 99.5)) or 1.0
+    plain.imshow(grey, cmap="gray", vmin=0, vmax=1)
+    plain.set_title(f"frame {frame}, as the model sees it", fontsize=10)
+    overlaid.imshow(grey, cmap="gray", vmin=0, vmax=1)
+    overlaid.imshow(saliency, cmap="inferno", vmin=0, vmax=span, alpha=np.clip(saliency / span, 0, 1) * 0.8)
+    overlaid.set_title("where the answer hangs on", fontsize=10)
+    for axes in (plain, overlaid):
+        axes.set_axis_off()
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

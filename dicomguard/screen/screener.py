@@ -1,0 +1,225 @@
+"""The screener's loop: ingest the journal, claim what has settled, decide, record, route.
+
+Record, then route: after a crash a recorded decision is carried out and not made again. A claim that fails three times
+goes to `failed/`, where a person finds it; it is never forwarded and never deleted.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime
+
+from dicomguard.association import AssociationEvent
+from dicomguard.decision import Decision, Disposition, Fault, Reason, Verdict
+from dicomguard.errors import LedgerError
+from dicomguard.ledger import Ledger
+from dicomguard.screen import evidence
+from dicomguard.screen.examine import Examined, Examiner
+from dicomguard.screen.verdicts import Rules, Standing, decide_claim
+from dicomguard.spool import journal
+from dicomguard.spool.store import Claim, Settling, Spool
+from dicomguard.study import Instance, group_by_study, utc_now
+
+_log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 3
+
+
+class Screener:
+    """One per data_dir. `step` does one piece of work and says whether there was any."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        ledger: Ledger,
+        examiner: Examiner,
+        rules: Rules,
+        settling: Settling,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._spool = spool
+        self._ledger = ledger
+        self._examiner = examiner
+        self._rules = rules
+        self._settling = settling
+        self._monotonic = monotonic
+        self._now = now
+        self._retries: list[tuple[Claim, bool]] = []
+
+    def recover(self) -> int:
+        """Take up what a former run left behind. Returns how many claims. Called once, before the first step."""
+        self._finish_reviews()
+        left = self._spool.claims()
+        for claim in left:
+            if not self._finish_recorded(claim):
+                self._strike(claim, is_overdue=False)
+        return len(left)
+
+    def step(self) -> bool:
+        """Do what there is to do now; True when there was something. Raises LedgerError while the ledger is away."""
+        did = self._ingest_journal()
+        for claim, is_overdue in [self._retries.pop(0) for _ in range(len(self._retries))]:
+            self._screen(claim, is_overdue=is_overdue)
+            did = True
+        for key, is_overdue in self._settling.due(self._monotonic()):
+            claim = self._spool.claim(key)
+            if claim is not None:
+                self._screen(claim, is_overdue=is_overdue)
+                did = True
+        return did
+
+    def _ingest_journal(self) -> bool:
+        did = False
+        for name, lines in journal.finished(self._spool.root):
+            events = []
+            for line in lines:
+                try:
+                    events.append(AssociationEvent.from_json(line))
+                except (KeyError, TypeError, ValueError):
+                    _log.warning("A line of the association journal %s cannot be read; left out.", name)
+            self._ledger.record_associations(name, events)
+            journal.discard(self._spool.root, name)
+            did = True
+        return did
+
+    def _finish_reviews(self) -> None:
+        """Carry out rulings that were recorded, but whose files had not moved when somebody pulled the plug."""
+        for review in self._ledger.reviews():
+            if not self._spool.quarantined(review.decision_id):
+                continue
+            if review.action == "release":
+                self._spool.release(review.decision_id, self._ledger.decision(review.decision_id).destinations)
+            else:
+                self._spool.reject(review.decision_id)
+
+    def _screen(self, claim: Claim, *, is_overdue: bool) -> None:
+        """Screen one claim to its end, or count a strike; not for a ledger that is away, which is no fault of it."""
+        try:
+            self._decide_and_route(claim, is_overdue=is_overdue)
+        except LedgerError:
+            self._retries.append((claim, is_overdue))
+            raise
+        except Exception:  # noqa: BLE001  # whatever a claim does, the next one must get its turn
+            _log.exception("Claim %s, attempt %d, failed.", claim.claim_id, claim.attempt)
+            self._strike(claim, is_overdue=is_overdue)
+
+    def _strike(self, claim: Claim, *, is_overdue: bool) -> None:
+        if claim.attempt >= MAX_ATTEMPTS:
+            self._spool.fail(claim)
+            studies = sorted({i.study_instance_uid for i in claim.instances})
+            _log.error("Claim %s failed %d times; see 'dicomguard failed list'.", claim.claim_id, claim.attempt)
+            for uid in studies:
+                self._ledger.record_event("screening_failed", uid, {"claim_id": claim.claim_id})
+        else:
+            self._retries.append((self._spool.next_attempt(claim), is_overdue))
+
+    def _finish_recorded(self, claim: Claim) -> bool:
+        """Carry out what was decided about this claim before a crash. False when nothing was."""
+        decisions = self._ledger.decisions_of_claim(claim.claim_id)
+        for decision in decisions:
+            self._route(claim, decision)
+        if decisions:
+            self._spool.finish(claim)
+        return bool(decisions)
+
+    def _decide_and_route(self, claim: Claim, *, is_overdue: bool) -> None:
+        if claim.strangers:
+            self._spool.set_aside(claim, claim.strangers)
+            self._ledger.record_event("stranger_in_spool", "", {"claim_id": claim.claim_id, "n": len(claim.strangers)})
+        if self._finish_recorded(claim):
+            return
+        fresh, conflicts = self._sort_out(claim)
+        decisions = []
+        for study in group_by_study((*fresh, *conflicts)):
+            if is_overdue:
+                _log.warning("Study %s waited longer than study.deadline_s.", study.study_instance_uid)
+                self._ledger.record_event("overdue", study.study_instance_uid, {"claim_id": claim.claim_id})
+            examined = self._examine(study.instances, conflicts, is_overdue=is_overdue)
+            standing = Standing(
+                self._ledger.next_version(study.study_instance_uid), self._ledger.is_held(study.study_instance_uid)
+            )
+            made = decide_claim(claim.claim_id, examined, standing, self._rules, is_overdue=is_overdue, now=self._now())
+            for decision in made:
+                self._keep_evidence(claim, decision, examined)
+            decisions += made
+        self._ledger.record_decisions(decisions)
+        for decision in decisions:
+            self._announce(decision)
+            self._route(claim, decision)
+        self._spool.finish(claim)
+
+    def _sort_out(self, claim: Claim) -> tuple[list[Instance], list[Instance]]:
+        """New instances, and those that contradict one that we have. Repeated transfers are dropped here."""
+        fresh: list[Instance] = []
+        conflicts: list[Instance] = []
+        seen: dict[str, str] = {}
+        for instance in claim.instances:
+            uid, digest = instance.sop_instance_uid, instance.receipt.sha256
+            known = self._ledger.known_digests(uid)
+            if digest in known and self._spool.drop_copy(claim, instance, known[digest]):
+                _log.info("Instance %s came again with the same bytes; one copy is kept.", uid)
+                continue
+            others = (set(known) | {seen.get(uid, digest)}) - {digest}
+            if others and not instance.receipt.fault:
+                conflicts.append(instance)
+            else:
+                fresh.append(instance)
+                if not instance.receipt.fault:
+                    seen.setdefault(uid, digest)
+        return fresh, conflicts
+
+    def _examine(
+        self, instances: tuple[Instance, ...], conflicts: list[Instance], *, is_overdue: bool
+    ) -> list[Examined]:
+        plain = [instance for instance in instances if instance not in conflicts]
+        if is_overdue and self._rules.policy.overdue == "forward":
+            # The site chose that a late study does not wait for its scores: nobody looked, and the record says so.
+            examined = [Examined(i, Fault(Reason.OVERDUE, "not screened: study.deadline_s had passed")) for i in plain]
+        else:
+            examined = self._examiner.examine(plain)
+        conflict = Fault(Reason.UID_CONFLICT, "another data set with this SOP Instance UID was received before")
+        return examined + [Examined(i, conflict) for i in instances if i in conflicts]
+
+    def _keep_evidence(self, claim: Claim, decision: Decision, examined: list[Examined]) -> None:
+        if decision.disposition is not Disposition.QUARANTINE:
+            return
+        try:
+            for name, content in evidence.collect(decision, examined, self._examiner, self._rules.policy):
+                self._spool.write_evidence(claim, decision.decision_id, name, content)
+        except Exception:  # noqa: BLE001  # held either way; a picture that cannot be drawn must not cost a strike
+            _log.exception("The evidence of decision %s is incomplete.", decision.decision_id)
+
+    def _announce(self, decision: Decision) -> None:
+        """Events that a person must hear of, beside the decision itself."""
+        uid = decision.study_instance_uid
+        _log.info(
+            "Study %s, version %d: %s, %s%s.",
+            uid,
+            decision.version,
+            decision.verdict.value,
+            decision.disposition.value,
+            f" ({', '.join(decision.reasons)})" if decision.reasons else "",
+        )
+        if Reason.UID_CONFLICT in decision.reasons:
+            uids = [i.sop_instance_uid for i in decision.instances]
+            self._ledger.record_event("uid_conflict", uid, {"decision_id": decision.decision_id, "instances": uids})
+        if decision.verdict is Verdict.SUSPECT and decision.version > 1:
+            forwarded = [
+                d.decision_id
+                for d in self._ledger.decisions(study_uid=uid, disposition=Disposition.FORWARD)
+                if d.decision_id != decision.decision_id
+            ]
+            if forwarded:
+                detail = {"decision_id": decision.decision_id, "forwarded_before": forwarded}
+                self._ledger.record_event("suspect_after_forward", uid, detail)
+
+    def _route(self, claim: Claim, decision: Decision) -> None:
+        names = [instance.file_name for instance in decision.instances]
+        if decision.disposition is Disposition.QUARANTINE:
+            self._spool.hold(claim, decision.decision_id, names)
+            return
+        self._spool.forward(claim, decision.decision_id, names, decision.destinations)

@@ -1,0 +1,158 @@
+"""From findings to decisions, as values: no files, no ledger. `screener` records and routes them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from dicomguard.decision import (
+    Decision,
+    Disposition,
+    InstanceDecision,
+    Judgement,
+    Mode,
+    Policy,
+    Reason,
+    Score,
+    Scored,
+    Thresholds,
+    decide_study,
+    judge,
+    judge_score,
+)
+from dicomguard.decision import Fault as FaultFinding
+from dicomguard.screen.examine import Examined, effective_mode
+from dicomguard.study import Uid
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the ledger knows of a study before this decision."""
+
+    next_version: int
+    is_held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the site decided beforehand. `pseudonym` turns a Patient ID into what may be stored."""
+
+    policy: Policy
+    mode: Mode
+    destinations: tuple[str, ...]
+    pseudonym: Callable[[str], str]
+
+
+def decide_claim(
+    claim_id: str,
+    examined: Sequence[Examined],
+    standing: Standing,
+    rules: Rules,
+    *,
+    is_overdue: bool,
+    now: datetime,
+) -> list[Decision]:
+    """One decision for a study's instances; a second one for those that contradict an instance we already have.
+
+    Such an instance says that somebody sent two data sets under one UID. It is held on its own, and from then on the
+    study is, until a person has looked.
+    """
+    conflicting = [e for e in examined if _has(e, Reason.UID_CONFLICT)]
+    plain = [e for e in examined if not _has(e, Reason.UID_CONFLICT)]
+    decisions = []
+    for group in (plain, conflicting):
+        if group:
+            late = Standing(standing.next_version + len(decisions), standing.is_held)
+            decisions.append(_decide(claim_id, group, late, rules, is_overdue=is_overdue, now=now))
+    return decisions
+
+
+def _has(examined: Examined, reason: Reason) -> bool:
+    return isinstance(examined.finding, FaultFinding) and examined.finding.reason is reason
+
+
+def _decide(
+    claim_id: str, examined: Sequence[Examined], standing: Standing, rules: Rules, *, is_overdue: bool, now: datetime
+) -> Decision:
+    instances = tuple(instance_decision(e, rules) for e in examined)
+    disposition, verdict, reasons = decide_study(instances, is_held=standing.is_held)
+    mode: Mode = "enforce" if any(i.mode == "enforce" for i in instances) else "shadow"
+    if is_overdue:
+        reasons = (*reasons, Reason.OVERDUE)
+        if rules.policy.overdue == "quarantine" and mode == "enforce":
+            disposition = Disposition.QUARANTINE
+    first = examined[0].instance.receipt
+    looked = next((i for i in instances if i.bundle is not None), None)
+    patient_id = next((e.header.patient_id for e in examined if e.header is not None and e.header.patient_id), None)
+    return Decision(
+        decision_id=uuid.uuid4().hex,
+        claim_id=claim_id,
+        version=standing.next_version,
+        study_instance_uid=first.study_instance_uid,
+        disposition=disposition,
+        verdict=verdict,
+        reasons=reasons,
+        bundle=looked.bundle if looked else None,
+        fingerprint=looked.fingerprint if looked else None,
+        mode=mode,
+        peer=f"{first.calling_ae}@{first.address}",
+        received_at=min(e.instance.receipt.received_at for e in examined),
+        decided_at=now,
+        destinations=rules.destinations,
+        instances=instances,
+        patient_key=rules.pseudonym(patient_id) if patient_id else None,
+    )
+
+
+def instance_decision(examined: Examined, rules: Rules) -> InstanceDecision:
+    """What goes on record about one instance."""
+    receipt = examined.instance.receipt
+    scorer = examined.model.scorer if examined.model is not None else None
+    thresholds = scorer.thresholds if scorer is not None else None
+    finding = examined.finding
+    judgement = judge(finding, thresholds, rules.policy)
+    return InstanceDecision(
+        sop_instance_uid=receipt.sop_instance_uid,
+        sop_class_uid=receipt.sop_class_uid,
+        series_instance_uid=Uid(receipt.series_instance_uid),
+        transfer_syntax_uid=receipt.transfer_syntax_uid,
+        sha256=receipt.sha256,
+        size_bytes=receipt.size_bytes,
+        file_name=examined.instance.name,
+        verdict=judgement.verdict,
+        reasons=judgement.reasons,
+        action=judgement.action,
+        mode=effective_mode(examined, rules.mode),
+        bundle=scorer.name if scorer else None,
+        fingerprint=scorer.fingerprint if scorer else None,
+        detail=finding.detail if isinstance(finding, FaultFinding) else "",
+        scores=None if isinstance(finding, FaultFinding) else _scores(finding, thresholds, rules.policy),
+    )
+
+
+def worst_frame(scored: Scored, thresholds: Thresholds | None, policy: Policy) -> Score:
+    """The frame that a person should look at first: flagged before clean, then the highest statistic."""
+
+    def alarm(score: Score) -> tuple[bool, bool, float]:
+        judgement: Judgement | None = judge_score(score, thresholds, policy) if thresholds else None
+        flagged = judgement is not None and bool(judgement.reasons)
+        return (not score.is_finite, flagged, score.statistic if score.is_finite else 0.0)
+
+    return max(scored.scores, key=alarm)
+
+
+def _scores(scored: Scored, thresholds: Thresholds | None, policy: Policy) -> dict[str, Any]:
+    """What the ledger keeps of the scores: the worst frame whole, of every other frame the statistic and the margin."""
+    worst = worst_frame(scored, thresholds, policy)
+    found: dict[str, Any] = {"frames": len(scored.scores), "worst": asdict(worst), "noise_purpose": "noise-check"}
+    if thresholds is not None:
+        found["thresholds"] = asdict(thresholds)
+        paper = worst.probability_drops[thresholds.paper_level] > thresholds.paper_theta[thresholds.paper_level]
+        found["paper_mode_flags"] = bool(paper)
+    if len(scored.scores) > 1:
+        found["statistics"] = [score.statistic for score in scored.scores]
+        found["margins"] = [score.margin for score in scored.scores]
+    return found

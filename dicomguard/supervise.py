@@ -1,0 +1,98 @@
+"""Runs the parts of the node as child processes: starts them, starts them again, and stops them in the right order.
+
+A part that ends with exit code 2 says that its configuration is wrong; then the whole node stops, because starting it
+again would not help. Knows nothing of DICOM.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+_log = logging.getLogger(__name__)
+
+CONFIGURATION_EXIT = 2
+_POLL_S = 0.2
+_BACKOFF_MAX_S = 30.0
+_HEALTHY_S = 60.0  # a part that ran so long starts its next life without delay
+
+
+@dataclass(slots=True)
+class Part:
+    """One child process. `grace_s`: how long it may take to end by itself after SIGTERM."""
+
+    name: str
+    argv: Sequence[str]
+    grace_s: float = 30.0
+    process: subprocess.Popen[bytes] | None = None
+    started_s: float = 0.0
+    next_start_s: float = 0.0
+    failures: int = 0
+    restarts: int = field(default=0)
+
+
+class Supervisor:
+    """Parts in the order in which they stop: reception first, so that nothing new comes while the rest drains."""
+
+    def __init__(self, parts: Sequence[Part], monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.parts = list(parts)
+        self._monotonic = monotonic
+
+    def run(self, stop: threading.Event) -> int:
+        """Keep the parts running until `stop` is set. Returns the exit code for the node."""
+        try:
+            while not stop.is_set():
+                for part in self.parts:
+                    code = self._tend(part)
+                    if code is not None:
+                        return code
+                stop.wait(_POLL_S)
+            return 0
+        finally:
+            self.stop()
+
+    def _tend(self, part: Part) -> int | None:
+        now = self._monotonic()
+        if part.process is None:
+            if now >= part.next_start_s:
+                self._start(part, now)
+            return None
+        code = part.process.poll()
+        if code is None:
+            return None
+        part.process = None
+        if code == CONFIGURATION_EXIT:
+            _log.error("'%s' cannot run with this configuration; the node stops.", part.name)
+            return code
+        part.failures = 0 if now - part.started_s > _HEALTHY_S else part.failures + 1
+        delay_s = min(_BACKOFF_MAX_S, 0.5 * 2.0 ** (part.failures - 1)) if part.failures > 1 else 0.0
+        part.next_start_s = now + delay_s
+        part.restarts += 1
+        _log.error("'%s' ended with code %d; it starts again in %.1f s.", part.name, code, delay_s)
+        return None
+
+    def _start(self, part: Part, now: float) -> None:
+        # The child ends when its standard input does: so it cannot outlive a supervisor that was killed.
+        part.process = subprocess.Popen(part.argv, stdin=subprocess.PIPE)
+        part.started_s = now
+        _log.info("'%s' runs as process %d.", part.name, part.process.pid)
+
+    def stop(self) -> None:
+        """Stop the parts one after the other, each with its grace."""
+        for part in self.parts:
+            if part.process is None:
+                continue
+            part.process.terminate()
+            try:
+                part.process.wait(part.grace_s)
+            except subprocess.TimeoutExpired:
+                _log.error(
+                    "'%s' did not end within %.0f s; killed. Nothing acknowledged is lost.", part.name, part.grace_s
+                )
+                part.process.kill()
+                part.process.wait()
+            part.process = None
