@@ -28,7 +28,7 @@ class Image:
 
     Modality LUT or rescale, VOI (first window or LUT; without one the full range of Bits Stored) and MONOCHROME1
     inversion have been applied (PS3.3 C.11.1, C.11.2, C.7.6.3.1.2; PS3.4 Annex N.2). Never scaled by the image's own
-    minimum and maximum, which an attacker moves. `mapping` is None where the way from stored values is not affine (LUTs,
+    minimum and maximum, which an attacker moves. `mapping` is None where the way back is not affine (LUTs, a step or
     sigmoid VOI, palette and YBR colour). `voi` says in words what was applied.
     """
 

@@ -1,0 +1,40 @@
+"""What the screener needs to know about an instance before it looks at a pixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dicomguard.study import Uid
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """One data set's identity, and what bundles are matched by.
+
+    UIDs are "" where the data set has none. `attributes` holds, for each keyword that was asked for and is present, its
+    value as text, or a list of texts where it has several. `is_image` is True where there is pixel data; `frames` is 0
+    otherwise. `sha256` and `size_bytes` are those of the data set as it lies in the file.
+    """
+
+    sop_class_uid: Uid
+    sop_instance_uid: Uid
+    study_instance_uid: Uid
+    series_instance_uid: Uid
+    transfer_syntax_uid: Uid
+    patient_id: str
+    attributes: dict[str, str | list[str]]
+    is_image: bool
+    frames: int
+    rows: int
+    columns: int
+    samples: int
+    bits_stored: int
+    photometric_interpretation: str
+    sha256: str
+    size_bytes: int
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Header:
+        """The inverse of `dataclasses.asdict`. Raises TypeError for missing or unknown fields."""
+        return cls(**data)
