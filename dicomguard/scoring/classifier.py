@@ -31,7 +31,10 @@ class Classifier(nn.Module):
         """The logit towards the positive label."""
         x = planes.expand(-1, self.mean.shape[1], -1, -1)
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        outputs = cast("Tensor", self.network(x))
+        found = self.network(x)
+        outputs = cast("Tensor", found[0] if isinstance(found, tuple) else found)  # MONAI's ViT adds its hidden states
+        if outputs.ndim != 2 or outputs.shape[1] not in (1, 2):
+            raise ValueError(f"the network gives outputs of shape {tuple(outputs.shape)}; one or two logits are read")
         return outputs[:, 0] if outputs.shape[1] == 1 else outputs[:, 1] - outputs[:, 0]
 
 

@@ -60,7 +60,7 @@ class SamePad(nn.Module):
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Module:
-    activation = partial(nn.ReLU6, inplace=False)
+    activation = partial(nn.ReLU6, inplace=True)
     if stride == 1:
         plain: nn.Module = Conv2dNormActivation(
             inputs, outputs, kernel, groups=groups, norm_layer=_LITE0_NORM, activation_layer=activation, inplace=None

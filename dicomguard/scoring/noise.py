@@ -22,9 +22,7 @@ _LOW = 0xFFFFFFFF
 _BLOCK = 8192  # counters worked on at once: their state stays in the second-level cache
 
 
-def seed(  # noqa: PLR0917 - the fields in the order they are hashed
-    site_key: bytes, sop_instance_uid: str, frame: int, sha256: str, fingerprint: str, purpose: str
-) -> bytes:
+def seed(site_key: bytes, sop_instance_uid: str, frame: int, sha256: str, fingerprint: str, purpose: str) -> bytes:
     """32 bytes that stand for one frame of one data set under one bundle: HMAC-SHA256 keyed by the site.
 
     `sha256` is the digest of the encoded data set in hexadecimal; `purpose` keeps the noise of different checks apart.
@@ -77,7 +75,7 @@ def _uniform_numpy(seed_bytes: bytes, streams: Sequence[int], count: int) -> NDA
             out[row, start:stop] = (philox(counters, key) >> np.uint32(8)).astype(np.float32)
     out *= np.float32(2.0**-23)
     out -= np.float32(1.0)
-    return out.reshape(len(streams), -1)[:, :count]
+    return out.reshape(len(streams), blocks * 4)[:, :count]
 
 
 def _multiply(x: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
@@ -101,7 +99,7 @@ def _uniform_torch(seed_bytes: bytes, streams: Sequence[int], count: int, device
         a, b, c, d = high1 ^ b ^ k0, low1, high0 ^ d ^ k1, low0
         k0 = (k0 + _WEYL[0]) & _LOW
         k1 = (k1 + _WEYL[1]) & _LOW
-    words = torch.stack([a, b, c, d], -1).reshape(len(streams), -1)[:, :count]
+    words = torch.stack([a, b, c, d], -1).reshape(len(streams), blocks * 4)[:, :count]
     return (words >> 8).float() * 2.0**-23 - 1.0
 
 
