@@ -208,10 +208,12 @@ class Screener:
             uids = [i.sop_instance_uid for i in decision.instances]
             self._ledger.record_event("uid_conflict", uid, {"decision_id": decision.decision_id, "instances": uids})
         if decision.verdict is Verdict.SUSPECT and decision.version > 1:
+            released = {review.decision_id for review in self._ledger.reviews() if review.action == "release"}
             forwarded = [
-                d.decision_id
-                for d in self._ledger.decisions(study_uid=uid, disposition=Disposition.FORWARD)
-                if d.decision_id != decision.decision_id
+                earlier.decision_id
+                for earlier in self._ledger.decisions(study_uid=uid)
+                if earlier.version < decision.version
+                and (earlier.disposition is Disposition.FORWARD or earlier.decision_id in released)
             ]
             if forwarded:
                 detail = {"decision_id": decision.decision_id, "forwarded_before": forwarded}

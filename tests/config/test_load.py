@@ -29,7 +29,9 @@ def test_the_defaults_of_the_policy_fail_closed():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        pytest.param("data_dir: x\nnode:\n  prot: 3", ["line 3", "node.prot", "did you mean 'port'"], id="misspelt-key"),
+        pytest.param(
+            "data_dir: x\nnode:\n  prot: 3", ["line 3", "node.prot", "did you mean 'port'"], id="misspelt-key"
+        ),
         pytest.param("data_dir: x\nxyzzy: 1", ["line 2", "unknown key 'xyzzy'", "known here"], id="unknown-key"),
         pytest.param("data_dir: x\nnode:\n  port: 70000", ["line 3", "node.port", "65535"], id="port-too-high"),
         pytest.param("data_dir: x\nnode: 3", ["line 2", "'node' is a section", "ae_title"], id="section-is-no-mapping"),
@@ -37,7 +39,9 @@ def test_the_defaults_of_the_policy_fail_closed():
             "data_dir: x\nnode: {ae_title: ABCDEFGHIJKLMNOPQ}", ["line 2", "1 to 16", "MODALITY1"], id="ae-too-long"
         ),
         pytest.param(
-            "data_dir: x\npeers:\n- {ae_title: A, host: ct-1}", ["line 3", "peers.0.host", "10.1.2.0/24"], id="host-name"
+            "data_dir: x\npeers:\n- {ae_title: A, host: ct-1}",
+            ["line 3", "peers.0.host", "10.1.2.0/24"],
+            id="host-name",
         ),
         pytest.param(
             "data_dir: x\nbundles:\n- path: b\n  match:\n    Modalty: [CT]",
@@ -56,7 +60,8 @@ def test_the_defaults_of_the_policy_fail_closed():
             "data_dir: x\ndestinations:\n- {name: ../x, ae_title: A, host: h, port: 1}", ["line 3", "folder"], id="path"
         ),
         pytest.param(
-            "data_dir: x\ndestinations:\n- {name: a, ae_title: A, host: h, port: 1}\n- {name: a, ae_title: B, host: h, port: 2}",
+            "data_dir: x\ndestinations:\n- {name: a, ae_title: A, host: h, port: 1}\n"
+            "- {name: a, ae_title: B, host: h, port: 2}",
             ["same name"],
             id="destination-twice",
         ),

@@ -1,0 +1,323 @@
+import json
+
+import pytest
+
+from dicomguard.decision import Disposition, Policy, Reason, Verdict
+from dicomguard.errors import LedgerError
+from dicomguard.quarantine import Quarantine
+from dicomguard.spool import journal
+from tests.screen.conftest import CLEAN, LOW_MARGIN, NAN, RAISES, SUSPECT
+
+FORWARD, HELD = Disposition.FORWARD, Disposition.QUARANTINE
+
+
+def outbound(site):
+    return [item.instance.sop_instance_uid for item in site.spool.outgoing("ai")]
+
+
+def test_a_clean_study_is_recorded_and_queued(site):
+    instance = site.send()
+    site.screen()
+    (decision,) = site.decisions()
+    assert (decision.disposition, decision.verdict, decision.reasons) == (FORWARD, Verdict.CLEAN, ())
+    assert decision.peer == "CR1@127.0.0.1"
+    assert (decision.bundle, decision.fingerprint, decision.version) == ("stand-in", "f" * 64, 1)
+    assert decision.instances[0].sha256 == instance.receipt.sha256
+    assert outbound(site) == [instance.sop_instance_uid]
+    assert site.spool.claims() == []
+
+
+def test_nothing_is_claimed_before_it_is_quiet(site):
+    site.send()
+    screener = site.screener()
+    screener.step()
+    site.now_s += 9
+    assert not screener.step()
+    assert site.decisions() == []
+
+
+@pytest.mark.parametrize(
+    ("code", "verdict", "reason"),
+    [
+        pytest.param(SUSPECT, Verdict.SUSPECT, Reason.SCORE_OVER_THRESHOLD, id="suspect"),
+        pytest.param(LOW_MARGIN, Verdict.INCONCLUSIVE, Reason.LOW_MARGIN, id="low-margin"),
+        pytest.param(NAN, Verdict.INCONCLUSIVE, Reason.NOT_A_NUMBER, id="nan"),
+        pytest.param(RAISES, Verdict.INCONCLUSIVE, Reason.MODEL_FAULT, id="model-fault"),
+    ],
+)
+def test_what_is_not_clean_is_held_with_its_evidence(site, code, verdict, reason):
+    site.send(CLEAN, 1, study="1.2.3")
+    site.send(code, 2, study="1.2.3")
+    site.screen()
+    (decision,) = site.decisions()
+    assert (decision.disposition, decision.verdict) == (HELD, verdict)
+    assert reason in decision.reasons
+    assert [i.verdict for i in decision.instances].count(Verdict.CLEAN) == 1
+    assert outbound(site) == []
+    assert len(site.spool.quarantined(decision.decision_id)) == 2
+    evidence = site.spool.evidence(decision.decision_id)
+    told = json.loads((evidence / "evidence.json").read_text())
+    assert told["decision"]["decision_id"] == decision.decision_id
+    assert len(told["receipts"]) == 2
+    pictures = sorted(path.suffixes[0] for path in evidence.glob("*.png"))
+    assert pictures == ([] if code == RAISES else [".noise", ".saliency"])
+
+
+def test_one_corrupt_instance_neither_stops_the_study_nor_slips_through(site):
+    site.send(CLEAN, 1, study="1.2.3")
+    whole = site.send(CLEAN, 2, study="1.2.3")
+    data = whole.path.read_bytes()[whole.data_offset : -1000]
+    whole.path.unlink()
+    site.put(data, "1.2.3.9", "1.2.3")
+    site.screen()
+    (decision,) = site.decisions()
+    assert decision.disposition is HELD
+    assert {i.verdict for i in decision.instances} == {Verdict.CLEAN, Verdict.INCONCLUSIVE}
+    assert decision.reasons == (Reason.TRUNCATED,)
+
+
+def test_an_image_that_no_bundle_is_for_follows_its_policy(site):
+    site.match = {"Modality": ["CT"]}
+    site.send(SUSPECT)
+    site.screen()
+    site.policy = Policy(unmatched="quarantine")
+    site.send(SUSPECT, 2)
+    site.screen()
+    assert [(d.disposition, d.reasons) for d in site.decisions()] == [
+        (FORWARD, (Reason.UNMATCHED,)),
+        (HELD, (Reason.UNMATCHED,)),
+    ]
+
+
+def test_a_report_is_no_image(site):
+    import pydicom
+    from pydicom.uid import generate_uid
+
+    from tests.screen.conftest import encode
+
+    report = pydicom.Dataset()
+    report.file_meta = pydicom.dataset.FileMetaDataset()
+    report.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"
+    report.SOPInstanceUID = generate_uid()
+    report.StudyInstanceUID = "1.2.3"
+    report.SeriesInstanceUID = "1.2.3.4"
+    report.Modality = "SR"
+    site.put(encode(report), str(report.SOPInstanceUID), "1.2.3", sop_class=str(report.SOPClassUID))
+    site.screen()
+    (decision,) = site.decisions()
+    assert (decision.disposition, decision.verdict, decision.reasons) == (
+        FORWARD,
+        Verdict.UNSCORABLE,
+        (Reason.NON_IMAGE,),
+    )
+
+
+def test_shadow_records_and_always_forwards(site):
+    site.mode = "shadow"
+    site.send(SUSPECT)
+    site.screen()
+    (decision,) = site.decisions()
+    assert (decision.disposition, decision.verdict, decision.mode) == (FORWARD, Verdict.SUSPECT, "shadow")
+    assert len(outbound(site)) == 1
+
+
+def test_a_quarantined_study_stays_so_for_late_images_until_it_is_released(site):
+    site.send(SUSPECT, 1, study="1.2.3")
+    screener = site.screen()
+    site.send(CLEAN, 2, study="1.2.3")
+    site.screen(screener)
+    first, second = site.decisions()
+    assert (second.version, second.disposition, second.verdict) == (2, HELD, Verdict.CLEAN)
+    assert second.reasons == (Reason.STUDY_QUARANTINED,)
+    quarantine = Quarantine(site.spool, site.ledger, ["ai"])
+    quarantine.release("1.2.3", actor="dr", reason="artefact")
+    assert len(outbound(site)) == 2
+    site.send(CLEAN, 3, study="1.2.3")
+    site.send(SUSPECT, 4, study="1.2.3")
+    site.screen(screener)
+    third = site.decisions()[-1]
+    assert (third.version, third.disposition) == (3, HELD)
+    (event,) = site.ledger.events("suspect_after_forward")
+    assert event.detail["forwarded_before"] == [first.decision_id, second.decision_id]
+
+
+def test_a_suspect_image_after_a_forwarded_version_raises_an_alarm(site):
+    site.send(CLEAN, 1, study="1.2.3")
+    screener = site.screen()
+    site.send(SUSPECT, 2, study="1.2.3")
+    site.screen(screener)
+    assert [d.disposition for d in site.decisions()] == [FORWARD, HELD]
+    (event,) = site.ledger.events("suspect_after_forward")
+    assert event.detail["forwarded_before"] == [site.decisions()[0].decision_id]
+
+
+def test_the_same_again_is_one_copy_one_decision_one_forward(site):
+    site.send()
+    screener = site.screen()
+    site.send()
+    site.screen(screener)
+    assert len(site.decisions()) == 1
+    assert len(outbound(site)) == 1
+    assert site.spool.claims() == []
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in-one-claim", "later"])
+def test_other_bytes_under_a_known_uid_are_held_as_a_conflict(site, together):
+    first = site.send(CLEAN)
+    screener = None if together else site.screen()
+    second = site.send(CLEAN, PatientID="somebody-else")
+    assert first.sop_instance_uid == second.sop_instance_uid
+    site.screen(screener)
+    one, two = site.decisions()
+    assert (one.disposition, one.verdict) == (FORWARD, Verdict.CLEAN)
+    assert (two.disposition, two.reasons, two.version) == (HELD, (Reason.UID_CONFLICT,), 2)
+    assert two.instances[0].sha256 == second.receipt.sha256
+    assert site.ledger.is_held(first.study_instance_uid)
+    assert len(site.ledger.events("uid_conflict")) == 1
+    assert len(outbound(site)) == 1
+
+
+@pytest.mark.parametrize("fault", [Reason.UID_MISMATCH, Reason.MISSING_UID, Reason.UNPARSABLE])
+@pytest.mark.parametrize("mode", ["enforce", "shadow"])
+def test_what_the_sender_was_told_is_refused_is_kept_and_held(site, fault, mode):
+    site.mode = mode
+    site.put(b"anything", "1.2.3.4", "", fault=fault.value)
+    site.screen()
+    (decision,) = site.decisions()
+    assert (decision.disposition, decision.reasons) == (HELD, (fault,))
+    assert len(site.spool.quarantined(decision.decision_id)) == 1
+
+
+def test_a_file_that_changed_after_it_was_received_is_held(site):
+    instance = site.send()
+    data = bytearray(instance.path.read_bytes())
+    data[-1] ^= 1
+    instance.path.write_bytes(data)
+    site.screen()
+    assert site.decisions()[0].reasons == (Reason.ALTERED_IN_SPOOL,)
+
+
+def test_an_unreadable_file_in_the_spool_is_set_aside_and_reported(site):
+    instance = site.send()
+    (instance.path.parent / "core").write_bytes(b"junk")
+    site.screen()
+    assert len(site.decisions()) == 1
+    assert len(site.ledger.events("stranger_in_spool")) == 1
+    assert [p.name for claim in site.spool.failed() for p in claim.strangers] == ["core"]
+
+
+def test_after_a_crash_a_recorded_decision_is_carried_out_and_not_made_again(site, monkeypatch):
+    site.send()
+    screener = site.screener()
+    with monkeypatch.context() as patch:
+        patch.setattr(site.spool, "forward", crash)
+        with pytest.raises(SystemExit):
+            site.screen(screener)
+    assert len(site.decisions()) == 1
+    assert outbound(site) == []
+    assert site.screener().recover() == 1
+    assert len(site.decisions()) == 1
+    assert len(outbound(site)) == 1
+    assert site.spool.claims() == []
+
+
+def test_a_claim_that_dies_three_times_goes_to_failed_and_is_never_forwarded(site, monkeypatch):
+    site.send()
+    with monkeypatch.context() as patch:
+        patch.setattr(site.ledger, "record_decisions", crash)
+        with pytest.raises(SystemExit):
+            site.screen()
+        for _ in range(2):
+            screener = site.screener()
+            assert screener.recover() == 1
+            with pytest.raises(SystemExit):
+                screener.step()
+        assert site.screener().recover() == 1
+    assert site.decisions() == []
+    assert outbound(site) == []
+    assert len(site.spool.failed()) == 1
+    assert len(site.ledger.events("screening_failed")) == 1
+    site.spool.requeue(site.spool.failed()[0])
+    site.screen()
+    assert len(outbound(site)) == 1
+
+
+def test_an_error_that_stays_counts_three_strikes_within_one_run(site, monkeypatch):
+    site.send(seed=1)
+    monkeypatch.setattr("dicomguard.screen.screener.decide_claim", fail)
+    screener = site.screen()
+    screener.step()
+    assert site.spool.failed() == []
+    screener.step()
+    assert len(site.spool.failed()) == 1
+
+
+def test_a_ledger_that_is_away_costs_no_strike(site, monkeypatch):
+    site.send()
+    screener = site.screener()
+    with monkeypatch.context() as patch:
+        patch.setattr(site.ledger, "record_decisions", away)
+        with pytest.raises(LedgerError):
+            site.screen(screener)
+        for _ in range(5):
+            with pytest.raises(LedgerError):
+                screener.step()
+    assert site.spool.failed() == []
+    screener.step()
+    assert len(outbound(site)) == 1
+
+
+@pytest.mark.parametrize(
+    ("action", "disposition", "verdict"),
+    [
+        pytest.param("quarantine", HELD, Verdict.CLEAN, id="quarantine-but-screened"),
+        pytest.param("forward", FORWARD, Verdict.INCONCLUSIVE, id="forward-unscreened"),
+    ],
+)
+def test_a_study_that_waits_too_long_raises_an_alarm_and_follows_its_policy(site, action, disposition, verdict):
+    site.policy = Policy(overdue=action)
+    screener = site.screener()
+    for n in range(13):  # something new every nine seconds: never quiet
+        site.send(seed=n, study="1.2.3")
+        screener.step()
+        site.now_s += 9
+    (decision,) = site.decisions()
+    assert (decision.disposition, decision.verdict) == (disposition, verdict)
+    assert Reason.OVERDUE in decision.reasons
+    (event,) = site.ledger.events("overdue")
+    assert event.subject_uid == "1.2.3"
+
+
+def test_association_events_reach_the_ledger_once(site):
+    writer = journal.JournalWriter(site.spool.root)
+    writer.append({"at": "2026-01-01T00:00:00+00:00", "kind": "rejected", "address": "10.0.0.9", "detail": "1/1/3"})
+    writer.append({"nonsense": True})
+    writer.rotate()
+    screener = site.screener()
+    assert screener.step()
+    assert not screener.step()
+    (event,) = site.ledger.associations()
+    assert (event.kind, event.address) == ("rejected", "10.0.0.9")
+
+
+def test_no_patient_name_or_id_is_written_anywhere_but_in_the_instances(site, caplog):
+    site.send(SUSPECT, PatientName="SECRET^NAME", PatientID="SECRET-ID")
+    site.screen()
+    assert site.decisions()[0].patient_key == "hash-of-9"
+    site.ledger.close()
+    for path in site.folder.rglob("*"):
+        if path.is_file() and path.suffix != ".dcm":
+            assert b"SECRET" not in path.read_bytes(), path
+    assert "SECRET" not in caplog.text
+
+
+def crash(*_args, **_kwargs):
+    raise SystemExit(137)
+
+
+def fail(*_args, **_kwargs):
+    raise RuntimeError("a defect of ours")
+
+
+def away(*_args, **_kwargs):
+    raise LedgerError("database is locked")
