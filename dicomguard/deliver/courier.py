@@ -1,0 +1,384 @@
+"""One destination's courier: takes from its queue, sends, records, and lets the spool move what is done.
+
+Knows one destination only, so that a slow or dead one holds up nobody else. The order is always: send, record, move.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from dicomguard.deliver.answer import Answer, in_words, is_busy, judge
+from dicomguard.deliver.destination import Destination, Settings
+from dicomguard.errors import DeliveryError
+from dicomguard.ledger import Delivery, DeliveryState, Ledger
+from dicomguard.scu import AlteredError, Association, LinkError, RejectedError
+from dicomguard.scu.association import MAX_CONTEXTS
+from dicomguard.spool.store import Outgoing, Spool
+from dicomguard.study import Instance, utc_now
+
+_log = logging.getLogger(__name__)
+
+ALTERED_EVENT: Final = "altered_in_spool"
+DEAD_EVENT: Final = "delivery_dead"
+FAILING_EVENT: Final = "destination_failing"
+OVERDUE_EVENT: Final = "destination_overdue"
+RECOVERED_EVENT: Final = "destination_recovered"
+
+# Results are recorded together: one durable commit for so many, or for what came in so many seconds.
+_RESULTS_PER_COMMIT: Final = 16
+_RESULTS_WITHIN_S: Final = 0.5
+# So many "out of resources" in a row concern the destination, not the instance.
+_BUSY_IN_A_ROW: Final = 3
+_READ_BYTES: Final = 1 << 20
+
+_Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """Where one queued instance stands. `strikes`: doubtful statuses in a row; `due_s`: monotonic seconds."""
+
+    attempt: int = 0
+    strikes: int = 0
+    due_s: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What became of one instance, before it is recorded."""
+
+    item: Outgoing
+    delivery: Delivery
+    progress: _Progress
+
+
+class Courier:
+    """Sends what waits for one destination. `step` sends one batch, of one study, on one association."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        ledger: Ledger,
+        destination: Destination,
+        settings: Settings,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = utc_now,
+        jitter: Callable[[], float] | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self.destination = destination
+        self._spool = spool
+        self._ledger = ledger
+        self._settings = settings
+        self._monotonic = monotonic
+        self._now = now
+        self._jitter = jitter
+        self._stop = stop or threading.Event()
+        self._progress: dict[_Key, _Progress] = {}
+        self._failures = 0
+        self._failing_since_s: float | None = None
+        self._is_overdue = False
+        self._resume_s = 0.0
+
+    def step(self) -> bool:
+        """Send one batch where one is due. False: nothing to do now. Raises LedgerError and SpoolError."""
+        if self._monotonic() < self._resume_s:
+            return False
+        batch = self._next_batch()
+        if batch:
+            self._send(batch)
+        return bool(batch)
+
+    # What to send ----------------------------------------------------------------------------------------------------
+
+    def _next_batch(self) -> list[Outgoing]:
+        """Due instances of one study, those that failed before last, so that none of them holds up the others."""
+        now_s = self._monotonic()
+        studies: dict[str, list[Outgoing]] = {}
+        for item in self._waiting():
+            progress = self._progress[_key(item)]
+            if progress.due_s > now_s:
+                continue
+            study = item.instance.study_instance_uid
+            if study not in studies and any(self._attempts(group) == 0 for group in studies.values()):
+                break  # a fresh study is complete; older ones that failed come after it
+            studies.setdefault(study, []).append(item)
+        if not studies:
+            return []
+        group = min(studies.values(), key=self._attempts)
+        group.sort(key=lambda item: self._progress[_key(item)].attempt)
+        return _within_contexts(group)[: self._settings.batch]
+
+    def _attempts(self, group: Sequence[Outgoing]) -> int:
+        return min(self._progress[_key(item)].attempt for item in group)
+
+    def _waiting(self) -> Iterator[Outgoing]:
+        """What waits, with its progress known; what the ledger knows to be done is taken off the queue."""
+        by_decision = itertools.groupby(self._spool.outgoing(self.destination.name), key=lambda item: item.decision_id)
+        for decision_id, group in by_decision:
+            items = list(group)
+            if any(_key(item) not in self._progress for item in items):
+                items = self._recall(decision_id, items)
+            yield from items
+
+    def _recall(self, decision_id: str, items: Sequence[Outgoing]) -> list[Outgoing]:
+        recorded = self._ledger.deliveries(decision_id=decision_id, destination=self.destination.name)
+        last = {(d.sop_instance_uid, d.sha256): d for d in recorded}
+        waiting, unheard = [], []
+        for item in items:
+            receipt = item.instance.receipt
+            known = last.get((receipt.sop_instance_uid, receipt.sha256))
+            if known is not None and known.state is DeliveryState.DELIVERED:
+                self._spool.delivered(item)  # recorded, and then the process died
+                continue
+            if known is not None and known.state is DeliveryState.DEAD:
+                self._spool.give_up(item)
+                continue
+            if known is None:
+                unheard.append(self._step_of(item, _Progress(), DeliveryState.QUEUED))
+            if _key(item) not in self._progress:
+                # After a restart everything is due at once, and the count goes on.
+                struck = known is not None and known.state is DeliveryState.RETRY and (known.status or 0) >> 12 == 0xC
+                self._progress[_key(item)] = _Progress(0 if known is None else known.attempt, int(struck))
+            waiting.append(item)
+        self._ledger.record_deliveries(unheard)
+        return waiting
+
+    # Sending ---------------------------------------------------------------------------------------------------------
+
+    def _send(self, batch: list[Outgoing]) -> None:
+        peer = self.destination.peer
+        try:
+            association = Association(
+                peer.host,
+                peer.port,
+                calling_ae=self._settings.calling_ae,
+                called_ae=peer.ae_title,
+                contexts=list(dict.fromkeys(_syntaxes(item.instance) for item in batch)),
+                timeouts=self._settings.timeouts,
+            )
+        except RejectedError as error:
+            if error.is_permanent:
+                self._give_up(batch, error.message)
+            else:
+                self._stay_away(batch, error)
+        except LinkError as error:
+            self._stay_away(batch, error)
+        else:
+            with association:
+                self._send_over(association, batch)
+
+    def _send_over(self, association: Association, batch: list[Outgoing]) -> None:
+        self._ledger.record_deliveries(
+            [self._step_of(item, self._progress[_key(item)], DeliveryState.SENDING) for item in batch]
+        )
+        results: list[_Result] = []
+        committed_s = self._monotonic()
+        sent = busy = 0
+        failure: DeliveryError | None = None
+        for item in batch:
+            if self._stop.is_set():
+                break
+            sent += 1
+            try:
+                result = self._send_one(association, item)
+            except LinkError as error:
+                failure = error
+                results.append(self._missed(item, error.message))
+                break
+            except AlteredError as error:
+                results.append(self._altered(item, error.message))
+                break  # the association had to be aborted
+            results.append(result)
+            busy = busy + 1 if is_busy(result.delivery.status or 0) else 0
+            if busy >= _BUSY_IN_A_ROW:
+                failure = DeliveryError(f"The peer is {in_words(result.delivery.status or 0)}.")
+                break
+            late = self._monotonic() - committed_s > _RESULTS_WITHIN_S
+            if late or len(results) >= _RESULTS_PER_COMMIT:
+                self._settle(results)
+                results, committed_s = [], self._monotonic()
+        self._settle(results)
+        unsent = batch[sent:]
+        self._ledger.record_deliveries(
+            [self._step_of(item, self._progress[_key(item)], DeliveryState.QUEUED) for item in unsent]
+        )
+        if failure is None:
+            self._recovered()
+        else:
+            self._stay_away([], failure)
+
+    def _send_one(self, association: Association, item: Outgoing) -> _Result:
+        instance, before = item.instance, self._progress[_key(item)]
+        receipt = instance.receipt
+        if _syntaxes(instance) not in association.accepted:
+            message = (
+                f"The peer accepts no context for SOP class {receipt.sop_class_uid} in {receipt.transfer_syntax_uid}."
+            )
+            return self._result(item, before, DeliveryState.DEAD, error=message)
+        if _sha256(instance) != receipt.sha256:
+            return self._altered(item, f"{instance.name} is not what was received: its SHA-256 differs.")
+        outcome = association.store(
+            instance.path,
+            instance.data_offset,
+            syntaxes=_syntaxes(instance),
+            sop_instance_uid=receipt.sop_instance_uid,
+            sha256=receipt.sha256,
+        )
+        progress = replace(before, attempt=before.attempt + 1)
+        match judge(outcome.status, before.strikes, self._settings.max_strikes):
+            case Answer.DELIVERED:
+                state = DeliveryState.DELIVERED
+            case Answer.DEAD:
+                state = DeliveryState.DEAD
+            case Answer.RETRY:
+                state = DeliveryState.RETRY
+                strikes = 0 if is_busy(outcome.status) else before.strikes + 1
+                progress = self._later(replace(progress, strikes=strikes))
+        return self._result(item, progress, state, outcome.status, in_words(outcome.status))
+
+    def _missed(self, item: Outgoing, error: str) -> _Result:
+        """The connection broke around this instance: what the peer did with it is unknown, so it is sent again."""
+        before = self._progress[_key(item)]
+        progress = self._later(replace(before, attempt=before.attempt + 1, strikes=0))
+        return self._result(item, progress, DeliveryState.RETRY, error=error)
+
+    def _altered(self, item: Outgoing, error: str) -> _Result:
+        receipt = item.instance.receipt
+        _log.critical("%s It was not sent to %s. Run 'dicomguard verify'.", error, self.destination.name)
+        detail = {"decision_id": item.decision_id, "destination": self.destination.name, "sha256": receipt.sha256}
+        self._ledger.record_event(ALTERED_EVENT, receipt.sop_instance_uid, detail)
+        return self._result(item, self._progress[_key(item)], DeliveryState.DEAD, error=error)
+
+    # Recording -------------------------------------------------------------------------------------------------------
+
+    def _settle(self, results: Sequence[_Result]) -> None:
+        """Record, then move. A crash in between is mended by `_recall`."""
+        self._ledger.record_deliveries([result.delivery for result in results])
+        for result in results:
+            match result.delivery.state:
+                case DeliveryState.DELIVERED:
+                    self._spool.delivered(result.item)
+                    self._progress.pop(_key(result.item), None)
+                case DeliveryState.DEAD:
+                    self._spool.give_up(result.item)
+                    self._progress.pop(_key(result.item), None)
+                case _:
+                    self._progress[_key(result.item)] = result.progress
+        dead = [result.delivery for result in results if result.delivery.state is DeliveryState.DEAD]
+        for study, group in itertools.groupby(dead, key=lambda delivery: delivery.study_instance_uid):
+            refused = list(group)
+            detail = {"destination": self.destination.name, "instances": len(refused), "error": refused[0].error}
+            self._ledger.record_event(DEAD_EVENT, study, detail)
+            _log.error(
+                "%s refused %d instance(s) of study %s for good: %s See 'dicomguard deliveries list --state dead'.",
+                self.destination.name,
+                len(refused),
+                study,
+                refused[0].error,
+            )
+
+    def _give_up(self, batch: Sequence[Outgoing], error: str) -> None:
+        self._settle(
+            [self._result(item, self._progress[_key(item)], DeliveryState.DEAD, error=error) for item in batch]
+        )
+
+    def _stay_away(self, batch: Sequence[Outgoing], error: DeliveryError) -> None:
+        """Leave the destination alone for a while. The queue is kept; what waits is told why, once for each reason."""
+        now_s = self._monotonic()
+        self._failures += 1
+        self._failing_since_s = now_s if self._failing_since_s is None else self._failing_since_s
+        pause_s = self._settings.delay_s(self._failures, self._jitter() if self._jitter else None)
+        self._resume_s = now_s + pause_s
+        _log.warning("%s: %s Next try in %.0f s.", self.destination.name, error.message, pause_s)
+        news = [item for item in batch if self._progress[_key(item)].note != error.message]
+        for item in news:
+            self._progress[_key(item)] = replace(self._progress[_key(item)], note=error.message)
+        until = self._now() + timedelta(seconds=pause_s)
+        self._ledger.record_deliveries(
+            [
+                replace(
+                    self._step_of(item, self._progress[_key(item)], DeliveryState.RETRY),
+                    error=error.message,
+                    next_attempt_at=until,
+                )
+                for item in news
+            ]
+        )
+        detail = {"destination": self.destination.name, "failures": self._failures, "error": error.message}
+        self._ledger.record_event(FAILING_EVENT, "", {**detail, "next_attempt_at": until.isoformat()})
+        if not self._is_overdue and now_s - self._failing_since_s >= self._settings.alarm_after_s:
+            self._is_overdue = True
+            _log.critical("%s has been failing for %.0f s.", self.destination.name, now_s - self._failing_since_s)
+            self._ledger.record_event(OVERDUE_EVENT, "", detail)
+
+    def _recovered(self) -> None:
+        if self._failures:
+            _log.info("%s answers again.", self.destination.name)
+            detail = {"destination": self.destination.name, "failures": self._failures}
+            self._ledger.record_event(RECOVERED_EVENT, "", detail)
+        self._failures, self._failing_since_s, self._is_overdue = 0, None, False
+
+    def _later(self, progress: _Progress) -> _Progress:
+        pause_s = self._settings.delay_s(progress.attempt, self._jitter() if self._jitter else None)
+        return replace(progress, due_s=self._monotonic() + pause_s)
+
+    def _result(
+        self, item: Outgoing, progress: _Progress, state: DeliveryState, status: int | None = None, error: str = ""
+    ) -> _Result:
+        step = replace(self._step_of(item, progress, state), status=status, error=error)
+        if state is DeliveryState.RETRY:
+            wait = timedelta(seconds=max(progress.due_s - self._monotonic(), 0.0))
+            step = replace(step, next_attempt_at=self._now() + wait)
+        return _Result(item, step, progress)
+
+    def _step_of(self, item: Outgoing, progress: _Progress, state: DeliveryState) -> Delivery:
+        receipt = item.instance.receipt
+        return Delivery(
+            decision_id=item.decision_id,
+            study_instance_uid=receipt.study_instance_uid,
+            sop_instance_uid=receipt.sop_instance_uid,
+            sha256=receipt.sha256,
+            destination=self.destination.name,
+            state=state,
+            attempt=progress.attempt,
+            at=self._now(),
+        )
+
+
+def _key(item: Outgoing) -> _Key:
+    return item.decision_id, item.instance.name
+
+
+def _syntaxes(instance: Instance) -> tuple[str, str]:
+    return instance.receipt.sop_class_uid, instance.receipt.transfer_syntax_uid
+
+
+def _within_contexts(items: Sequence[Outgoing]) -> list[Outgoing]:
+    """Those that one association's 128 presentation contexts can carry; the others go over the next one."""
+    wanted = list(dict.fromkeys(_syntaxes(item.instance) for item in items))[:MAX_CONTEXTS]
+    return [item for item in items if _syntaxes(item.instance) in wanted]
+
+
+def _sha256(instance: Instance) -> str:
+    """The digest of the data set as it lies in the spool now; "" where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with os.fdopen(os.open(instance.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+            file.seek(instance.data_offset)
+            while chunk := file.read(_READ_BYTES):
+                digest.update(chunk)
+    except OSError:
+        return ""
+    return digest.hexdigest()

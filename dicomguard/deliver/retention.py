@@ -1,0 +1,87 @@
+"""Ends retention periods: removes what every destination has got and nobody needs here any longer, and records that.
+
+What is in quarantine, waits for a destination, or was refused by one is never removed, however old and however full the
+volume is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from typing import Final
+
+from dicomguard.errors import NotFoundError
+from dicomguard.ledger import Delivery, DeliveryState, Ledger
+from dicomguard.spool.store import Spool
+from dicomguard.study import Instance, utc_now
+
+_log = logging.getLogger(__name__)
+
+REMOVED_EVENT: Final = "retention_removed"
+
+
+class Retention:
+    """Looks after `store/`. `step` is one pass over it."""
+
+    def __init__(
+        self, spool: Spool, ledger: Ledger, *, retention_days: float, now: Callable[[], datetime] = utc_now
+    ) -> None:
+        self._spool = spool
+        self._ledger = ledger
+        self._keep = timedelta(days=retention_days)
+        self._now = now
+
+    def step(self) -> bool:
+        """Remove what may go now. Returns whether anything went."""
+        removed = 0
+        for decision_id, group in itertools.groupby(self._spool.stored(), key=lambda stored: stored[0]):
+            removed += self._end(decision_id, [instance for _, instance in group])
+        return removed > 0
+
+    def _end(self, decision_id: str, instances: Iterable[Instance]) -> int:
+        horizon = self._now() - self._keep
+        old = [i for i in instances if i.receipt.received_at < horizon]
+        if not old:
+            return 0  # cheap: nothing that came after the horizon can have been delivered before it
+        try:
+            decision = self._ledger.decision(decision_id)
+        except NotFoundError:
+            return 0  # not ours to judge; 'dicomguard verify' names it
+        last: dict[tuple[str, str], list[Delivery]] = {}
+        for delivery in self._ledger.deliveries(decision_id=decision_id):
+            last.setdefault((delivery.sop_instance_uid, delivery.sha256), []).append(delivery)
+        gone = [
+            instance
+            for instance in old
+            if not self._spool.waits_for_delivery(decision_id, instance.name)
+            and _is_over(
+                last.get((instance.sop_instance_uid, instance.receipt.sha256), []),
+                decision.destinations,
+                decision.decided_at,
+                horizon,
+            )
+        ]
+        if not gone:
+            return 0
+        # Recorded first: a crash in between leaves a record of a removal that the next pass makes true.
+        detail = {
+            "decision_id": decision_id,
+            "instances": [{"sop_instance_uid": i.sop_instance_uid, "sha256": i.receipt.sha256} for i in gone],
+        }
+        self._ledger.record_event(REMOVED_EVENT, decision.study_instance_uid, detail)
+        for instance in gone:
+            self._spool.remove_stored(decision_id, instance)
+        _log.info("Removed %d delivered instance(s) of decision %s: their retention is over.", len(gone), decision_id)
+        return len(gone)
+
+
+def _is_over(
+    deliveries: Iterable[Delivery], destinations: Iterable[str], decided_at: datetime, horizon: datetime
+) -> bool:
+    """True when every destination got it, the last one before the horizon. Without destinations the decision counts."""
+    done = {d.destination: d.at for d in deliveries if d.state is DeliveryState.DELIVERED}
+    if any(d.state is not DeliveryState.DELIVERED for d in deliveries) or not set(destinations) <= set(done):
+        return False
+    return max(done.values(), default=decided_at) < horizon
