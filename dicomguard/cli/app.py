@@ -20,6 +20,7 @@ app = typer.Typer(
     name="dicomguard",
     help="A DICOM node that screens studies for adversarial manipulation before they reach a hospital's AI.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

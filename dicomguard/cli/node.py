@@ -45,18 +45,15 @@ def serve(config: ConfigOption) -> None:
 
 def receive(config: ConfigOption, supervised: Supervised = False) -> None:
     """Run the Storage SCP: receives studies into the spool."""
-    from dicomguard.receive.server import run
+    from dicomguard.receive.process import run
 
     settings = compose.read_config(config)
-    spool = compose.open_spool(settings)
-    with spool.exclusive("receive"):
-        spool.sweep_parts()
-        run(
-            compose.receive_settings(settings),
-            spool.root,
-            reserve_bytes=settings.limits.spool_reserve_mib * 2**20,
-            stop=_until_stopped(supervised=supervised),
-        )
+    run(
+        compose.receive_settings(settings),
+        settings.spool_dir,
+        reserve_bytes=settings.limits.spool_reserve_mib * 2**20,
+        stop=_until_stopped(supervised=supervised),
+    )
 
 
 def screen(config: ConfigOption, supervised: Supervised = False) -> None:

@@ -272,7 +272,7 @@ def deliveries_retry(
 def failed_list(config: ConfigOption, as_json: JsonOption = False) -> None:
     """List claims that could not be screened three times, and files that are none of this node's."""
     spool = compose.open_spool(compose.read_config(config))
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "claim_id": claim.claim_id,
             "studies": sorted({i.study_instance_uid for i in claim.instances}),

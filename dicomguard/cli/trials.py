@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dicomguard.cli import compose
 from dicomguard.cli.compose import ConfigOption, JsonOption
-from dicomguard.cli.output import console, print_json, print_table, shorten
+from dicomguard.cli.output import Bars, console, print_json, print_table, shorten
 
 if TYPE_CHECKING:  # torch and pynetdicom, imported by the commands that need them
     from dicomguard.demo import Node, Outcome
@@ -45,7 +45,7 @@ def demo(
         console.print(
             f"Seeds: clean {list(stage.CLEAN_SEEDS)}, attacked {list(stage.ATTACKED_SEEDS)}.", highlight=False
         )
-    with _Bars(quiet=as_json) as bars:
+    with Bars(quiet=as_json) as bars:
         bars("load the phantom classifier", 0, 1)
         scorer = Scorer.load(BUNDLES / "phantom")
         bars("load the phantom classifier", 1, 1)
@@ -165,34 +165,6 @@ def _stay(node: Node, folder: Path) -> None:
         console.print("Stopping.")
 
 
-class _Bars:
-    """Progress bars by name; silent where machines read."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), disable=quiet
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, name: str, done: int, total: int) -> None:
-        if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, total=total)
-        self._progress.update(self._tasks[name], completed=done, total=total)
-
-    def stop(self) -> None:
-        """Leave the bars as they are."""
-        self._progress.stop()
-
-
 def score(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", exists=True, help="DICOM files or folders.")],
     config: ConfigOption,
@@ -205,7 +177,7 @@ def score(
     held = False
     rows = []
     files = list(find_files(paths))
-    with compose.decode_worker(settings) as worker, _Bars(quiet=as_json or len(files) < 2) as bars:
+    with compose.decode_worker(settings) as worker, Bars(quiet=as_json or len(files) < 2) as bars:
         examiner = compose.examiner(settings, worker, compose.load_models(settings))
         for done, (path, found) in enumerate(judge_files(files, worker, examiner, compose.rules(settings)), 1):
             held |= found.holds
@@ -247,7 +219,7 @@ def replay(
     host, _, port = to.rpartition(":")
     if not host or not port.isdigit():
         raise typer.BadParameter("write HOST:PORT, such as 127.0.0.1:11112", param_hint="--to")
-    with _Bars(quiet=as_json) as bars:
+    with Bars(quiet=as_json) as bars:
         sent = send(
             paths,
             Peer(AeTitle(called), host.strip("[]"), int(port)),

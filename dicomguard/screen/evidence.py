@@ -78,7 +78,7 @@ def noise_curve(scored: Scored, thresholds: Thresholds, policy: Policy) -> bytes
     return _png(figure)
 
 
-def saliency_picture(prepared: np.ndarray, saliency: np.ndarray, frame: int) -> bytes:  # type: ignore[type-arg]  # any float
+def saliency_picture(prepared: np.ndarray, saliency: np.ndarray, frame: int) -> bytes:
     """PNG: the image (planes, H, W) as the model sees it, and beside it where its answer hangs on (H, W)."""
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     plain, overlaid = figure.subplots(1, 2)

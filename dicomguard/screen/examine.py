@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from dicomguard.decision import Fault, Finding, Mode, Reason, Score, Scored
+from dicomguard.pixels.header import Header
 from dicomguard.pixels.image import Image
-from dicomguard.pixels.sandbox import DecodeWorker, Header
+from dicomguard.pixels.sandbox import DecodeWorker
 from dicomguard.scoring import noise
 from dicomguard.screen.protected import Protected, first_match
 from dicomguard.study import Instance

@@ -60,16 +60,20 @@ class Screener:
         return len(left)
 
     def step(self) -> bool:
-        """Do what there is to do now; True when there was something. Raises LedgerError while the ledger is away."""
+        """Take in the journal and screen one claim; True when there was something. So a stop waits for one claim only.
+
+        Raises LedgerError while the ledger is away.
+        """
         did = self._ingest_journal()
-        for claim, is_overdue in [self._retries.pop(0) for _ in range(len(self._retries))]:
-            self._screen(claim, is_overdue=is_overdue)
-            did = True
+        if self._retries:
+            retry, was_overdue = self._retries.pop(0)
+            self._screen(retry, is_overdue=was_overdue)
+            return True
         for key, is_overdue in self._settling.due(self._monotonic()):
             claim = self._spool.claim(key)
             if claim is not None:
                 self._screen(claim, is_overdue=is_overdue)
-                did = True
+                return True
         return did
 
     def _ingest_journal(self) -> bool:

@@ -62,7 +62,7 @@ def decide_claim(
     """
     conflicting = [e for e in examined if _has(e, Reason.UID_CONFLICT)]
     plain = [e for e in examined if not _has(e, Reason.UID_CONFLICT)]
-    decisions = []
+    decisions: list[Decision] = []
     for group in (plain, conflicting):
         if group:
             late = Standing(standing.next_version + len(decisions), standing.is_held)

@@ -82,7 +82,8 @@ class Site:
         screener = screener or self.screener()
         screener.step()
         self.now_s += 11
-        screener.step()
+        while screener.step():
+            pass
         return screener
 
     def decisions(self):
