@@ -55,8 +55,11 @@ def main() -> None:
         offer=Offer(frozenset(task["storage_classes"]), frozenset(task["transfer_syntaxes"])),
     )
     receiver.start()
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+    except OSError:
+        os._exit(1)  # the parent was killed meanwhile, see below
     last = sys.stdin.buffer.readline()
     if not last:
         # The parent was killed. Whoever comes next must find the port free and the parts nobody's: end here and now.

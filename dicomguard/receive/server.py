@@ -26,7 +26,6 @@ from dicomguard.study import utc_now
 
 # 300 clients at once overrun the five that socketserver allows.
 _BACKLOG = 256
-_ACCEPT_TICK_S = 0.5
 # A head start for acceptors with fewer connections.
 _COURTESY_S = 0.002
 _RETRY_S = 0.05
@@ -90,6 +89,7 @@ class Receiver:
         self._open: dict[Conversation, None] = {}
         self._max_half_open = max(4, settings.max_half_open // max(1, settings.acceptors))
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._threads: tuple[threading.Thread, ...] = ()
 
     @property
@@ -102,6 +102,11 @@ class Receiver:
         """Connections being served now."""
         with self._lock:
             return len(self._half_open) + len(self._open)
+
+    @property
+    def is_stopped(self) -> bool:
+        """True once `stop` was called."""
+        return self._stopping.is_set()
 
     def start(self) -> None:
         """Begin to accept."""
@@ -116,6 +121,7 @@ class Receiver:
         """Stop accepting; let associations finish what they do for `grace_s`, then end them. Returns when all have."""
         deadline = time.monotonic() + grace_s
         self._stopping.set()
+        os.eventfd_write(self._wake, 1)
         for thread in self._threads:
             thread.join()
         self._listener.close()
@@ -130,15 +136,18 @@ class Receiver:
             time.sleep(0.02)
         self._chronicle.rotate()
         os.close(self._spare)
+        os.close(self._wake)
 
     # --- accepting
 
     def _accept_all(self) -> None:
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
-        while not self._stopping.is_set():
-            if not poll.poll(_ACCEPT_TICK_S * 1000):
-                continue
+        poll.register(self._wake, select.POLLIN)
+        while True:
+            poll.poll()
+            if self._stopping.is_set():
+                return
             if self._census.is_busier_than_others():
                 time.sleep(_COURTESY_S)
             try:
