@@ -81,7 +81,7 @@ def _early(network: EfficientNetLite0, batch: Tensor, blocks: int) -> Tensor:
 
 
 def cache_features(
-    network: EfficientNetLite0, images: NDArray[np.uint8], settings: Settings, advance: Advance
+    network: EfficientNetLite0, images: NDArray[np.float32], settings: Settings, advance: Advance
 ) -> list[Tensor]:
     """The early blocks' output for every variant: `variants` bfloat16 tensors of shape (N, C, h, w).
 
@@ -92,7 +92,7 @@ def cache_features(
     for variant in range(settings.variants):
         parts = []
         for start in range(0, len(images), 8):
-            batch = torch.from_numpy(images[start : start + 8]).float().div(255).unsqueeze(1)
+            batch = torch.from_numpy(images[start : start + 8]).unsqueeze(1)
             if variant:
                 batch = augment(batch, settings, generator)
             parts.append(_early(network, batch, settings.frozen_blocks))
@@ -103,15 +103,15 @@ def cache_features(
 
 def finetune(
     network: EfficientNetLite0,
-    images: NDArray[np.uint8],
+    images: NDArray[np.float32],
     labels: NDArray[np.int64],
     settings: Settings,
     advance: Advance,
 ) -> Iterator[tuple[int, EfficientNetLite0]]:
     """Train blocks from `frozen_blocks` on and the head; yields (epoch, network in evaluation mode) after each epoch.
 
-    `images`: uint8 (N, H, W); `labels`: 0 or 1, weighted so that both classes count the same. The yielded network is an
-    average of the weights over the last steps (decay .98), which is less jumpy than the last step.
+    `images`: float32 (N, H, W) in [0, 1]; `labels`: 0 or 1, weighted so that both classes count the same. The
+    yielded network is an average of the weights over the last steps (decay .98), less jumpy than the last step.
     """
     torch.manual_seed(settings.seed)
     cache = cache_features(network, images, settings, advance)
@@ -144,7 +144,7 @@ def finetune(
             target = truth[chosen].float()
             soft = target * (1 - 2 * settings.label_smoothing) + settings.label_smoothing
             with torch.autocast("cpu", torch.bfloat16):
-                logits = network.classify(tail(batch.to(memory_format=torch.channels_last)))
+                logits = network.classify(tail(batch))
             loss = F.binary_cross_entropy_with_logits(logits[:, 0].float(), soft, weight=weights[truth[chosen]])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped

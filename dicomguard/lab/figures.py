@@ -1,0 +1,55 @@
+"""Detection figures with exact intervals, as they stand in model cards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+
+def clopper_pearson(hits: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a binomial share (Clopper, Pearson 1934)."""
+    tail = (1 - confidence) / 2
+    low = 0.0 if hits == 0 else float(stats.beta.ppf(tail, hits, count - hits + 1))
+    high = 1.0 if hits == count else float(stats.beta.ppf(1 - tail, hits + 1, count - hits))
+    return low, high
+
+
+def beta_binomial_band(calibrated: int, alpha: float, tested: int, confidence: float = 0.95) -> tuple[int, int]:
+    """How many of `tested` clean images a split-conformal threshold flags, as a central interval of counts.
+
+    With n calibration images and k = floor(alpha (n + 1)) allowed above the threshold, the false-alarm rate is
+    Beta(k, n + 1 - k) over calibrations, and the count beta-binomial (Vovk 2012).
+    """
+    k = max(calibrated + 1 - math.ceil((calibrated + 1) * (1 - alpha)), 1)
+    law = stats.betabinom(tested, k, calibrated + 1 - k)
+    tail = (1 - confidence) / 2
+    return int(law.ppf(tail)), int(law.ppf(1 - tail))
+
+
+def auroc(clean: Sequence[float] | NDArray[np.float64], attacked: Sequence[float] | NDArray[np.float64]) -> float:
+    """Probability that an attacked image scores above a clean one; ties count one half (Mann, Whitney 1947)."""
+    ranks = stats.rankdata(np.concatenate([np.asarray(clean), np.asarray(attacked)]))
+    n, m = len(clean), len(attacked)
+    return float((ranks[n:].sum() - m * (m + 1) / 2) / (n * m))
+
+
+def share(flags: Sequence[bool] | NDArray[np.bool_]) -> dict[str, Any]:
+    """Hits, count, rate and its exact 95 % interval; rate None where there is nothing to count."""
+    hits, count = int(np.sum(flags)), len(flags)
+    if count == 0:
+        return {"hits": 0, "count": 0, "rate": None, "interval": None}
+    low, high = clopper_pearson(hits, count)
+    return {"hits": hits, "count": count, "rate": hits / count, "interval": [low, high]}
+
+
+def worded(found: dict[str, Any]) -> str:
+    """`.953 (286/300, 95 % interval .923-.974)`."""
+    if found["rate"] is None:
+        return "none to count"
+    low, high = found["interval"]
+    return f"{found['rate']:.3f} ({found['hits']}/{found['count']}, 95 % interval {low:.3f}-{high:.3f})"

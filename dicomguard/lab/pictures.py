@@ -1,0 +1,38 @@
+"""Cases as prepared arrays, kept on disk: drawing and decoding them is done once, whatever is trained on them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dicomguard.lab.recipes import Case
+from dicomguard.scoring.preprocess import Preprocess
+
+
+def prepared(
+    cases: Sequence[Case], bits: int, preprocess: Preprocess, work: Path, advance: Callable[[float], None]
+) -> NDArray[np.float32]:
+    """Shape (N, H, W) in [0, 1]: each case as an instance with `bits` stored, read and preprocessed as the node does.
+
+    Kept in `work` with 16 bits a pixel under a name made of the cases' keys.
+    """
+    digest = hashlib.sha256("\n".join([str(bits), *(case.key for case in cases)]).encode()).hexdigest()[:16]
+    path = work / f"prepared-{digest}.npy"
+    if not path.exists():
+        rows = []
+        for case in cases:
+            with torch.inference_mode():
+                planes = preprocess(torch.from_numpy(case.image(bits).pixels))
+            rows.append(np.rint(planes[0].numpy() * 65535).astype(np.uint16))
+            advance(1 / len(cases))
+        work.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, np.stack(rows))
+        partial.rename(path)
+    pictures: NDArray[np.float32] = np.load(path).astype(np.float32) / np.float32(65535)
+    return pictures
