@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from pynetdicom import AE, evt
+from pynetdicom.transport import ThreadedAssociationServer
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -70,11 +71,14 @@ def make_scp() -> Iterator[Callable[..., Scp]]:
         ae.add_supported_context("1.2.840.10008.1.1")
         for sop_class, syntax in contexts:
             ae.add_supported_context(sop_class, syntax)
-        server = ae.start_server(
+        server = ae.make_server(
             ("127.0.0.1", port),
-            block=False,
             evt_handlers=[(evt.EVT_C_STORE, on_store), (evt.EVT_ACCEPTED, on_association)],
+            server_class=ThreadedAssociationServer,
         )
+        ae._servers.append(server)  # make_server leaves that out, and shutdown() expects it
+        # start_server() would look for the shutdown twice a second: half a second for every test.
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True).start()
         servers.append(server)
         scp.port = server.server_address[1]
         scp.server = server

@@ -28,7 +28,7 @@ IMAGE = (CR, EXPLICIT)
 HASTY = Timeouts(connect_s=1, acse_s=0.4, dimse_s=0.4, network_s=0.4)
 
 
-def associate(port, contexts=(IMAGE,), *, called_ae="AI", timeouts=HASTY):
+def associate(port, contexts=(IMAGE,), *, called_ae="AI", timeouts=None):
     return Association("127.0.0.1", port, calling_ae="GUARD", called_ae=called_ae, contexts=contexts, timeouts=timeouts)
 
 
@@ -102,13 +102,13 @@ def test_a_wrong_called_title_is_a_permanent_rejection(make_scp):
 def test_a_transient_rejection_says_so(scripted):
     peer = scripted(lambda c: (peers.read_pdu(c), c.sendall(b"\x03\0\0\0\0\x04\0\x02\x03\x02")))
     with pytest.raises(RejectedError, match=r"for now: local limit exceeded \(2/3/2\)") as caught:
-        associate(peer.port)
+        associate(peer.port, timeouts=HASTY)
     assert not caught.value.is_permanent
 
 
 def test_no_listener_is_a_link_error():
     with pytest.raises(LinkError, match=r"No connection to 127\.0\.0\.1:9: Connection refused"):
-        associate(9)
+        associate(9, timeouts=HASTY)
     with pytest.raises(LinkError, match="No connection"):
         Association("no such host", 104, calling_ae="A", called_ae="B", contexts=[IMAGE])
 
@@ -166,7 +166,7 @@ def test_a_peer_that_does_not_negotiate(scripted, script, error, says):
     peer = scripted(script)
     begun = time.monotonic()
     with pytest.raises(error, match=says):
-        associate(peer.port)
+        associate(peer.port, timeouts=HASTY)
     assert time.monotonic() - begun < 3
 
 
@@ -217,7 +217,7 @@ def test_a_peer_that_does_not_answer_a_store(scripted, part10, script, error, sa
     peer = scripted(script)
     path, offset = part10(peers.data_set("1.2.3"))
     begun = time.monotonic()
-    with pytest.raises(error, match=says), associate(peer.port) as association:
+    with pytest.raises(error, match=says), associate(peer.port, timeouts=HASTY) as association:
         association.store(path, offset, syntaxes=IMAGE, sop_instance_uid="1.2.3")
     assert time.monotonic() - begun < 3
 
@@ -229,7 +229,7 @@ def test_a_peer_that_stops_reading_is_left(scripted, part10):
 
     peer = scripted(script)
     path, offset = part10(bytes(32 << 20))
-    with pytest.raises(SilenceError, match="stopped reading"), associate(peer.port) as association:
+    with pytest.raises(SilenceError, match="stopped reading"), associate(peer.port, timeouts=HASTY) as association:
         association.store(path, offset, syntaxes=IMAGE, sop_instance_uid="1.2.3")
     peer.released.set()
 
@@ -242,7 +242,7 @@ def test_a_peer_that_breaks_off_while_we_send(scripted, part10):
 
     peer = scripted(script)
     path, offset = part10(bytes(32 << 20))
-    with pytest.raises(LinkError, match=r"broke|aborted|closed"), associate(peer.port) as association:
+    with pytest.raises(LinkError, match=r"broke|aborted|closed"), associate(peer.port, timeouts=HASTY) as association:
         association.store(path, offset, syntaxes=IMAGE, sop_instance_uid="1.2.3")
 
 
@@ -250,7 +250,7 @@ def test_a_response_in_several_fragments_with_a_comment(scripted, part10):
     whole = peers.response(1, 0xA700, extra=struct.pack("<HHI", 0, 0x0902, 12) + b"out of space")[12:]
     peer = scripted(answering(peers.pdata(whole[:9], control=1) + peers.pdata(whole[9:], control=3)))
     path, offset = part10(peers.data_set("1.2.3"))
-    with associate(peer.port) as association:
+    with associate(peer.port, timeouts=HASTY) as association:
         outcome = association.store(path, offset, syntaxes=IMAGE, sop_instance_uid="1.2.3")
     assert (outcome.status, outcome.comment) == (0xA700, "out of space")
 
@@ -261,7 +261,7 @@ def test_a_peer_that_ignores_the_release_is_left(scripted):
         peer.released.wait(10)
 
     peer = scripted(script)
-    with associate(peer.port) as association:
+    with associate(peer.port, timeouts=HASTY) as association:
         assert association.accepted == {IMAGE: 1}
     peer.released.set()
 
