@@ -19,7 +19,7 @@ from dicomguard.spool.store import Settling, Spool
 from dicomguard.study import AeTitle, Peer
 
 if TYPE_CHECKING:  # heavy parts are imported where they are built
-    from dicomguard.deliver import Destination
+    from dicomguard.deliver import Destination, Settings
     from dicomguard.ledger import Ledger
     from dicomguard.pixels.sandbox import DecodeWorker
     from dicomguard.receive.settings import ReceiveSettings
@@ -147,6 +147,20 @@ def screener(config: Config, spool: Spool, ledger: Ledger, worker: DecodeWorker)
 
     settling = Settling(spool, quiet_s=config.study.quiet_s, deadline_s=config.study.deadline_s)
     return Screener(spool, ledger, examiner(config, worker, load_models(config)), rules(config), settling)
+
+
+def delivery_settings(config: Config) -> Settings:
+    """How patient the node is as a sender."""
+    from dicomguard.deliver import Settings
+    from dicomguard.scu import Timeouts
+
+    delivery = config.delivery
+    return Settings(
+        config.node.ae_title,
+        retry_first_s=delivery.retry_first_s,
+        retry_max_s=delivery.retry_max_s,
+        timeouts=Timeouts(connect_s=delivery.connect_timeout_s, dimse_s=delivery.response_timeout_s),
+    )
 
 
 def destinations(config: Config) -> list[Destination]:

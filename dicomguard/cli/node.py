@@ -98,6 +98,7 @@ def deliver(config: ConfigOption, supervised: Supervised = False) -> None:
             calling_ae=settings.node.ae_title,
             retention_days=settings.retention_days,
             stop=_until_stopped(supervised=supervised),
+            settings=compose.delivery_settings(settings),
         )
 
 
