@@ -173,8 +173,8 @@ def _sign(samples: Samples, described: Description, depth: int, *, is_lossless: 
     """Drop what is not Bits Stored (overlays, unused bits) and give the sign back where the codec knew none."""
     top = (1 << described.bits_stored) - 1
     if described.is_signed:
-        spare = 64 - depth
-        return (samples.astype(np.int64) << spare) >> spare
+        spare = 32 - depth
+        return (samples.astype(np.int32) << spare) >> spare
     if samples.dtype.kind == "u" and samples.dtype.itemsize * 8 == described.bits_stored:
         return samples
     # A lossy codec may overshoot the top by a little; its bits must not wrap around to black.
@@ -188,6 +188,8 @@ def native(data: Any, start_bit: int, described: Description, *, little: bool) -
     if described.bits_allocated == 1:
         first, last = start_bit // 8, (start_bit + total + 7) // 8
         bits = np.unpackbits(np.frombuffer(bytes(data[first:last]), np.uint8), bitorder="little")
+        if len(bits) < start_bit % 8 + total:
+            raise truncated("A frame of Pixel Data breaks off.")
         return bits[start_bit % 8 : start_bit % 8 + total].reshape(rows, columns, samples)
     item = described.bits_allocated // 8
     first, last = start_bit // 8, (start_bit + described.bits_per_frame) // 8

@@ -10,6 +10,8 @@ import struct
 from itertools import pairwise
 from typing import Final
 
+from pydicom.uid import RLELossless
+
 from dicomguard.pixels.refusal import truncated, undecodable
 from dicomguard.pixels.source import Source
 from dicomguard.pixels.structure import Outline
@@ -30,9 +32,13 @@ def frame_spans(source: Source, outline: Outline, frames: int) -> list[tuple[Spa
     table, fragments = outline.fragments[0], outline.fragments[1:]
     if len(fragments) < frames:
         raise truncated(f"Pixel Data has {len(fragments)} fragments for {frames} frames.")
+    if source.transfer_syntax_uid == RLELossless and len(fragments) != frames:
+        raise undecodable(f"Pixel Data has {len(fragments)} RLE frames; the header says {frames}.")
     offsets = _offsets(source, outline, table)
     if frames == 1:
-        # One frame owns all fragments, whatever an offset table says; more than one picture in it shows when decoding.
+        # One frame owns all fragments. A second picture among them would be one that another reader may show.
+        if any(_starts(source, fragment) for fragment in fragments[1:]):
+            raise undecodable("The fragments of Pixel Data begin more than one frame; the header says 1.")
         return [fragments]
     if len(fragments) == frames and not offsets:
         return [(fragment,) for fragment in fragments]
@@ -40,7 +46,7 @@ def frame_spans(source: Source, outline: Outline, frames: int) -> list[tuple[Spa
         return _by_offsets(fragments, offsets, frames)
     groups: list[list[Span]] = []
     for position, length in fragments:
-        if bytes(source.data[position : position + 6]).startswith(_STARTS):
+        if _starts(source, (position, length)):
             groups.append([])
         if not groups:
             raise undecodable("The first fragment of Pixel Data does not begin a frame.")
@@ -53,6 +59,11 @@ def frame_spans(source: Source, outline: Outline, frames: int) -> list[tuple[Spa
 def frame_bytes(source: Source, spans: tuple[Span, ...]) -> bytes:
     """The codestream of one frame: its fragments joined."""
     return b"".join(bytes(source.data[position : position + length]) for position, length in spans)
+
+
+def _starts(source: Source, fragment: Span) -> bool:
+    position, length = fragment
+    return bytes(source.data[position : position + min(length, 6)]).startswith(_STARTS)
 
 
 def _offsets(source: Source, outline: Outline, table: Span) -> list[int]:

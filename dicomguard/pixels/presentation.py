@@ -114,8 +114,10 @@ def _grey(stored: Samples, described: Description, applied: Pipeline) -> tuple[F
     if mapping is not None:
         if inverts:
             mapping = replace(mapping, scale=-mapping.scale, offset=mapping.offset + 1.0 / mapping.scale)
-        values: NDArray[Any] = stored.astype(np.float64 if described.bits_stored > 16 else np.float32)
-        return _unit((values - mapping.offset) * mapping.scale), voi, mapping
+        pixels: NDArray[Any] = stored.astype(np.float64 if described.bits_stored > 16 else np.float32)
+        pixels -= mapping.offset
+        pixels *= mapping.scale
+        return _unit(pixels), voi, mapping
     values = stored.astype(np.float64)
     if applied.modality_table is not None:
         values = applied.modality_table(stored).astype(np.float64)

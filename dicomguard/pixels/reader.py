@@ -27,7 +27,7 @@ from dicomguard.pixels.image import Image
 from dicomguard.pixels.limits import Limits
 from dicomguard.pixels.refusal import RefusalError, undecodable, unparsable
 from dicomguard.pixels.source import Source
-from dicomguard.pixels.structure import PER_FRAME, PIXEL_DATA, Buffer, Encoding, Outline, scan
+from dicomguard.pixels.structure import PER_FRAME, PIXEL_DATA, Buffer, Encoding, Outline, is_sequence, scan
 from dicomguard.study import Uid
 
 _DEFAULT_LIMITS: Final = Limits()
@@ -73,7 +73,9 @@ def open_data_set(data: Buffer, data_offset: int, transfer_syntax_uid: str, limi
 def header(opened: Opened, keywords: Sequence[str], limits: Limits) -> Header:
     """Identity and the attributes asked for. What cannot be read as text is left out of `attributes`."""
     tags = {keyword: tag_for_keyword(keyword) for keyword in keywords}
-    parsed = _parse(opened, frozenset((*(tag for tag in tags.values() if tag is not None), _PATIENT_ID)), limits)
+    # Sequences have no text, and parsing a large one is what a bomb would like us to do.
+    flat = frozenset(tag for tag in tags.values() if tag is not None and not is_sequence(opened.outline, tag))
+    parsed = _parse(opened, flat | {_PATIENT_ID}, limits)
     attributes = {}
     for keyword, tag in tags.items():
         value = None if tag is None else _text(parsed, tag)
@@ -118,9 +120,7 @@ def frames(opened: Opened, start: int, count: int, limits: Limits) -> Iterator[I
         spans = encapsulated.frame_spans(opened.source, opened.outline, described.frames)
     parsed = _parse(opened, _PIPELINE | _DESCRIPTORS | _PALETTES | {_SHARED}, limits)
     for frame in range(start, min(start + count, described.frames)):
-        applied = presentation.pipeline(
-            parsed, _frame_group(opened, frame), described, little=opened.outline.encoding.little
-        )
+        applied = _pipeline(opened, parsed, frame)
         if described.is_native:
             start_bit = described.element.value * 8 + frame * described.bits_per_frame
             samples = codecs.native(opened.source.data, start_bit, described, little=opened.outline.encoding.little)
@@ -128,6 +128,16 @@ def frames(opened: Opened, start: int, count: int, limits: Limits) -> Iterator[I
         else:
             samples, colour = codecs.decode(encapsulated.frame_bytes(opened.source, spans[frame]), described, uid)
         yield presentation.present(samples, colour, described, applied, header=parsed, frame=frame)
+
+
+def _pipeline(opened: Opened, parsed: Dataset, frame: int) -> presentation.Pipeline:
+    assert opened.described is not None
+    try:
+        group = _frame_group(opened, frame)
+        return presentation.pipeline(parsed, group, opened.described, little=opened.outline.encoding.little)
+    except (ValueError, TypeError, AttributeError, NotImplementedError, OverflowError, KeyError) as error:
+        # pydicom converts a value when it is looked at, and knows many ways to fail.
+        raise undecodable("The header's rescale, window or lookup tables cannot be read.") from error
 
 
 def images(dataset: Dataset, limits: Limits = _DEFAULT_LIMITS) -> list[Image]:

@@ -79,15 +79,20 @@ def load(data: Buffer, data_offset: int, transfer_syntax_uid: str, limits: Limit
 def inflate(compressed: bytes, bound: int) -> bytes:
     """The content of a raw deflate stream (RFC 1951). Raises RefusalError over `bound` bytes, or where it is broken."""
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    parts: list[bytes] = []
+    size, rest = 0, compressed
     try:
-        content = stream.decompress(compressed, bound + 1)
+        while not stream.eof and (part := stream.decompress(rest, _CHUNK)):
+            size += len(part)
+            if size > bound:
+                raise over_limits(f"The deflated data inflates to more than {bound} bytes.")
+            parts.append(part)
+            rest = stream.unconsumed_tail
     except zlib.error as error:
         raise unparsable("The deflated data is damaged.") from error
-    if len(content) > bound:
-        raise over_limits(f"The deflated data inflates to more than {bound} bytes.")
     if not stream.eof:
         raise truncated("The deflated data breaks off.")
-    return content
+    return b"".join(parts)
 
 
 def locate(data: Buffer) -> tuple[int, str]:
@@ -116,7 +121,7 @@ def locate(data: Buffer) -> tuple[int, str]:
                 raise truncated("The file meta information breaks off.")
             (length,) = struct.unpack_from("<I", data, position + 8)
             value = position + 12
-        elif not b"AA" <= vr <= b"ZZ":
+        elif not (vr.isalpha() and vr.isupper()):
             # Never allowed (PS3.10 7.1), but seen: file meta information in implicit encoding.
             (length,) = struct.unpack_from("<I", data, position + 4)
         if value + length > bound:

@@ -94,6 +94,12 @@ class Outline:
         return next((element for element in found if element is not None), None)
 
 
+def is_sequence(outline: Outline, tag: int) -> bool:
+    """True where the data set or the dictionary says that a top-level element is a sequence."""
+    element = outline.elements.get(tag)
+    return tag in _SEQUENCE_TAGS or (element is not None and element.vr == "SQ")
+
+
 def name(tag: int) -> str:
     """(gggg,eeee) as people write it."""
     return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
@@ -183,7 +189,7 @@ class _Walk:
                     raise truncated("The data set ends inside the header of an element.")
                 (length,) = struct.unpack_from(order + "I", data, position + 8)
                 value = position + 12
-            elif b"AA" <= vr <= b"ZZ":
+            elif vr.isalpha() and vr.isupper():
                 (length,) = struct.unpack_from(order + "H", data, position + 6)
                 value = position + 8
             else:
