@@ -54,8 +54,8 @@ class Recipe:
     description: str
     data_source: str
     intended_use: str
-    checked: int = field(default=160)
-    attacked: int = field(default=64)
+    checked: int = field(default=110)
+    attacked: int = field(default=40)
 
 
 def _radiographs(data: Path, split: Split) -> list[Case]:

@@ -171,7 +171,7 @@ def fit(
         logit=Component.fit(parts[half_a, 1]),
         noisy_margin=Component.fit(parts[half_a, 2]),
         threshold=0.0,
-        margin_floor=float(np.quantile(margins[half_a], quantile)),
+        margin_floor=_floor(margins[half_a], quantile),
         margin_quantile=quantile,
         paper_theta=tuple(float(max(2 * value, 1e-9)) for value in probability[correct].std(0, ddof=1)),
         paper_level=paper_level,
@@ -180,6 +180,12 @@ def fit(
     )
     held_back = [curve for curve, is_a in zip(curves, half_a, strict=True) if not is_a]
     return draft.model_copy(update={"threshold": _threshold(draft, held_back)})
+
+
+def _floor(margins: NDArray[np.float64], quantile: float) -> float:
+    """The margin that at most `quantile` of clean images fall below: an order statistic, 0 where n allows none."""
+    rank = math.floor((len(margins) + 1) * quantile)
+    return float(np.sort(margins)[rank - 1]) if rank else 0.0
 
 
 def _threshold(draft: Calibration, curves: Sequence[NoiseCurve]) -> float:
