@@ -24,6 +24,9 @@ VERIFICATION: Final = ("1.2.840.10008.1.1", "1.2.840.10008.1.2")
 _OUR_MAX_PDU_BYTES: Final = 16_384
 _SEND_MAX_BYTES: Final = 131_072
 _SEND_MIN_BYTES: Final = 128
+# A peer that leaves Nagle's algorithm on (DCMTK) sends its response in two writes and holds back the second until we
+# acknowledge the first; our kernel would let it wait 40 ms for each instance. The option wears off, so it is set again.
+_QUICK_ACK: Final = socket.TCP_QUICKACK
 # The longest acceptance that 128 contexts can need, with room; everything else is shorter than our own limit.
 _ACCEPT_MAX_BYTES: Final = 65_536
 
@@ -278,6 +281,7 @@ class Association:
                 if left_s <= 0:
                     raise TimeoutError  # noqa: TRY301 - the same end as the socket's own timeout
                 self._socket.settimeout(left_s)
+                self._socket.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
                 chunk = self._socket.recv(count - len(data))
             except TimeoutError as error:
                 self.abort()
