@@ -52,7 +52,7 @@ def main() -> None:
         JournalWriter(root),
         listener=socket.socket(fileno=task["listener"]),
         census=Census(task["rows"], task["row"], task["census"]),
-        offer=Offer(frozenset(task["storage_classes"]), frozenset(task["transfer_syntaxes"])),
+        offer=Offer(*(frozenset(task[key]) for key in ("storage_classes", "non_patient_classes", "transfer_syntaxes"))),
     )
     receiver.start()
     try:

@@ -48,6 +48,7 @@ class Acceptors:
             "spool_root": str(spool_root),
             "reserve_bytes": reserve_bytes,
             "storage_classes": sorted(offer.storage_classes),
+            "non_patient_classes": sorted(offer.non_patient_classes),
             "transfer_syntaxes": sorted(offer.transfer_syntaxes),
             "listener": self._listener.fileno(),
             "census": self._memory,

@@ -23,7 +23,6 @@ _LIVE = "1.2.840.10008.1.2.7."
 _NO_DATA_SET = ("1.2.840.10008.1.2.6.1", "1.2.840.10008.1.2.6.2")
 # GE's implicit little endian with big endian pixel data, still sent by old scanners and archives.
 _PRIVATE_SYNTAXES = ("1.2.840.113619.5.2",)
-_MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 
 
 def transfer_syntaxes() -> frozenset[str]:
@@ -34,16 +33,20 @@ def transfer_syntaxes() -> frozenset[str]:
 
 
 def storage_classes() -> frozenset[str]:
-    """The standard storage SOP classes, retired ones included; not those of objects without a patient (PS3.4 GG)."""
+    """The standard storage SOP classes of objects with a patient and a study, retired ones included (PS3.4 Annex B)."""
     named = {
         uid
         for uid, (name, kind, *_) in UID_dictionary.items()
         if kind == "SOP Class" and "Storage" in name and uid.startswith("1.2.840.10008.5.1.4.1.1.")
     }
-    left_out = {str(uid) for uid in _NON_PATIENT_OBJECT_CLASSES.values()} | {_MEDIA_DIRECTORY}
-    return frozenset((named | {str(uid) for uid in _STORAGE_CLASSES.values()}) - left_out)
+    return frozenset(named | {str(uid) for uid in _STORAGE_CLASSES.values()}) - non_patient_classes()
+
+
+def non_patient_classes() -> frozenset[str]:
+    """Palettes, protocols, implant templates and the like: stored in the same way, but part of no study (PS3.4 GG)."""
+    return frozenset(str(uid) for uid in _NON_PATIENT_OBJECT_CLASSES.values())
 
 
 def standard_offer(private_sop_classes: Iterable[str] = ()) -> Offer:
     """All of the above, and the site's private storage classes."""
-    return Offer(storage_classes() | frozenset(private_sop_classes), transfer_syntaxes())
+    return Offer(storage_classes() | frozenset(private_sop_classes), non_patient_classes(), transfer_syntaxes())

@@ -249,6 +249,7 @@ class Conversation:
                 context,
                 sender,
                 self._house.incoming,
+                needs_study=self._house.offer.needs_study(context[0]),
                 max_bytes=self._settings.max_instance_bytes,
                 now=self._house.now,
             )

@@ -20,9 +20,10 @@ _NATIVE_SYNTAXES = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.8
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Storage classes, each with any of the transfer syntaxes, and Verification."""
+    """Storage classes, in a study and not, each with any of the transfer syntaxes; and Verification."""
 
     storage_classes: frozenset[str]
+    non_patient_classes: frozenset[str]
     transfer_syntaxes: frozenset[str]
 
     def answer(self, contexts: Iterable[ProposedContext]) -> list[ContextResult]:
@@ -38,4 +39,9 @@ class Offer:
     def _syntaxes_of(self, abstract_syntax: str) -> frozenset[str]:
         if abstract_syntax == VERIFICATION:
             return _NATIVE_SYNTAXES
-        return self.transfer_syntaxes if abstract_syntax in self.storage_classes else frozenset()
+        is_storage = abstract_syntax in self.storage_classes or abstract_syntax in self.non_patient_classes
+        return self.transfer_syntaxes if is_storage else frozenset()
+
+    def needs_study(self, abstract_syntax: str) -> bool:
+        """True when an instance of the class must have a Study Instance UID."""
+        return abstract_syntax not in self.non_patient_classes

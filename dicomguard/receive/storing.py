@@ -71,6 +71,7 @@ class Storing:
         sender: Sender,
         incoming: Incoming,
         *,
+        needs_study: bool,
         max_bytes: int,
         now: Callable[[], datetime],
     ) -> None:
@@ -79,6 +80,7 @@ class Storing:
         self._abstract_syntax, self._transfer_syntax = context
         self._sender = sender
         self._incoming = incoming
+        self._needs_study = needs_study
         self._max_bytes = max_bytes
         self._next_check = _SPACE_CHECK_BYTES
         self._now = now
@@ -161,11 +163,13 @@ class Storing:
         if seen.problem:
             return "unparsable"
         command = self._command
-        needed = (command.sop_class_uid, command.sop_instance_uid, seen.sop_class_uid, seen.sop_instance_uid)
-        if not all((*needed, seen.study_instance_uid)):
+        needed = [command.sop_class_uid, command.sop_instance_uid, seen.sop_class_uid, seen.sop_instance_uid]
+        if self._needs_study:
+            needed.append(seen.study_instance_uid)
+        if not all(needed):
             return "missing_uid"
-        optional = (seen.series_instance_uid,) if seen.series_instance_uid else ()
-        if not all(head.is_uid(uid) for uid in (*needed, seen.study_instance_uid, *optional)):
+        sent = (*needed, seen.study_instance_uid, seen.series_instance_uid)
+        if not all(head.is_uid(uid) for uid in sent if uid):
             return "invalid_uid"
         same_class = command.sop_class_uid == seen.sop_class_uid == self._abstract_syntax
         return "" if same_class and command.sop_instance_uid == seen.sop_instance_uid else "uid_mismatch"
