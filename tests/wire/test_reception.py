@@ -90,6 +90,15 @@ def test_private_sop_classes_are_accepted_when_configured(start):
         assert sender.store(uid, data_set(uid, new_uid(), sop_class=private), sop_class=private).status == 0x0000
 
 
+def test_an_object_of_no_study_needs_none(node):
+    palette = "1.2.840.10008.5.1.4.39.1"
+    uid = new_uid()
+    data = data_set(uid, "", sop_class=palette)
+    with Sender(node.port, contexts=[(1, palette, (EXPLICIT,))]) as sender:
+        assert sender.store(uid, data, sop_class=palette).status == 0x0000
+    assert node.instances[0].receipt.fault == ""
+
+
 @pytest.mark.parametrize(
     ("syntax", "encode"),
     [
