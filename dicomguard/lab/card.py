@@ -34,8 +34,8 @@ def text(recipe: Recipe, folder: Path, calibration: Calibration, reports: Sequen
         (
             f"`scripts/train {recipe.name}`. Chosen on validation: epoch {training.get('epoch', '?')}, balanced "
             f"accuracy {training.get('balanced_accuracy', float('nan')):.3f}; AUROC of the noise check on "
-            f"early-stopped BIM {training.get('auroc', float('nan')):.3f} ({training.get('flipped', 0)} files that flip, of "
-            f"{training.get('attacked', 0)} attacked)."
+            f"early-stopped BIM {training.get('auroc', float('nan')):.3f} ({training.get('flipped', 0)} files that "
+            f"flip, of {training.get('attacked', 0)} attacked)."
         ),
         "",
         "## Calibration",
