@@ -18,7 +18,7 @@ class Limits:
     # A file is mapped, not read, but it counts against the address space.
     max_file_bytes: int = 2048 * _MEBI
     # Deflated data sets: zlib turns 1 MB into 1 GB. No modality deflates image data of this size.
-    max_inflated_bytes: int = 256 * _MEBI
+    max_inflated_bytes: int = 128 * _MEBI
     # Rows x Columns x Samples per Pixel of one frame; 16384 x 16384 bombs are over it.
     max_samples_per_frame: int = 100_000_000
     max_frames: int = 100_000

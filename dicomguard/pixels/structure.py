@@ -171,6 +171,11 @@ class _Walk:
         start = position + 8
         if length != _UNDEFINED and start + length > level.limit:
             raise self._overrun(tag, start + length, level)
+        if length == 0:
+            # Nothing to enter; bombs are made of these.
+            if level.tag == PER_FRAME and len(self.stack) == 2:
+                self.frame_items.append((start, start))
+            return start
         end = None if length == _UNDEFINED else start + length
         limit = level.limit if end is None else end
         self.stack.append(_Level(is_sequence=False, end=end, limit=limit, encoding=level.encoding, tag=start))

@@ -172,7 +172,8 @@ def test_bombs_are_answered_within_two_seconds(worker: DecodeWorker, tmp_path: P
     fault = worker.header(path, 0, syntax, ["ReferencedImageSequence"])
     assert time.monotonic() - before < 2
     assert isinstance(fault, Fault)
-    assert fault.reason is reason
+    # On a busy machine the budget of processor time may end before the limit is reached.
+    assert fault.reason in {reason, Reason.TIMEOUT}
     with Path(f"/proc/{worker.pid}/status").open() as status:
         peak_kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     assert peak_kib < 512 * 1024
