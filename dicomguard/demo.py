@@ -171,24 +171,33 @@ class AiStandIn:
 class Node:
     """The node as a hospital would run it: `dicomguard serve` with a configuration file, in processes of its own."""
 
-    def __init__(self, folder: Path, bundle: Path, ai_port: int, key: SiteKey) -> None:
+    def __init__(
+        self, folder: Path, *, bundles: Sequence[dict[str, Any]], ai_port: int, key: SiteKey, **sections: Any
+    ) -> None:
+        """`bundles` as in the configuration; `sections` replace the demo's own. A used folder: FileExistsError."""
         self.config_path = folder / "dicomguard.yaml"
         self.port = free_port()
         self.data_dir = folder / "node"
         self._log = folder / "node.log"
         key.save(self.data_dir / "keys" / "site.key")
-        self.config_path.write_text(yaml.safe_dump(self._config(bundle, ai_port), sort_keys=False))
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def _config(self, bundle: Path, ai_port: int) -> dict[str, Any]:
-        return {
+        peers = ("REPLAY", "STORESCU", "ECHOSCU")
+        config: dict[str, Any] = {
             "data_dir": str(self.data_dir),
             "node": {"ae_title": "DICOMGUARD", "host": "127.0.0.1", "port": self.port},
-            "peers": [{"ae_title": name, "host": "127.0.0.1"} for name in ("REPLAY", "STORESCU", "ECHOSCU")],
+            "peers": [{"ae_title": name, "host": "127.0.0.1"} for name in peers],
             "study": {"quiet_s": _QUIET_S},
-            "bundles": [{"path": str(bundle), "match": {"Modality": ["CR", "DX"]}}],
+            "bundles": list(bundles),
             "destinations": [{"name": "ai", "ae_title": "AI", "host": "127.0.0.1", "port": ai_port}],
+            **sections,
         }
+        self.config_path.write_text(yaml.safe_dump(config, sort_keys=False))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's process id."""
+        assert self._process is not None
+        return self._process.pid
 
     def start(self) -> None:
         """Start it and wait until it listens. Raises DicomguardError with the log's end when it does not."""

@@ -53,7 +53,8 @@ def demo(
         paths = stage.write_files(specimens, folder / "sent")
         with stage.AiStandIn(folder / "ai") as ai:
             bars("start the node", 0, 1)
-            node = stage.Node(folder, BUNDLES / "phantom", ai.port, SiteKey.fixed(stage.KEY_PHRASE))
+            bundles = [{"path": str(BUNDLES / "phantom"), "match": {"Modality": ["CR", "DX"]}}]
+            node = stage.Node(folder, bundles=bundles, ai_port=ai.port, key=SiteKey.fixed(stage.KEY_PHRASE))
             node.start()
             try:
                 bars("start the node", 1, 1)

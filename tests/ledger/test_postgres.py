@@ -1,9 +1,14 @@
-"""The same ledger on PostgreSQL. Set DICOMGUARD_TEST_POSTGRES to the URL of an empty database that may be wiped."""
+"""The same ledger on PostgreSQL: a server started here, or DICOMGUARD_TEST_POSTGRES, a database that may be wiped."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import socket
+import subprocess
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -20,18 +25,42 @@ KEY = bytes(range(32))
 pytestmark = pytest.mark.peer
 
 
-@pytest.fixture
-def url():
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The URL given, or that of a server of our own on a free port, gone after the tests."""
     pytest.importorskip("psycopg", reason="the psycopg driver is not installed: pip install 'dicomguard[postgres]'")
-    where = os.environ.get("DICOMGUARD_TEST_POSTGRES")
-    if not where:
-        pytest.skip("no PostgreSQL server: set DICOMGUARD_TEST_POSTGRES to the URL of a database that may be wiped")
-    engine = sa.create_engine(where)
+    if where := os.environ.get("DICOMGUARD_TEST_POSTGRES"):
+        yield where
+        return
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not programs:
+        pytest.skip("no PostgreSQL: apt-get install postgresql, or set DICOMGUARD_TEST_POSTGRES to a URL")
+    # PostgreSQL refuses to run as root; Debian's package makes a user for it.
+    user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
+    with tempfile.TemporaryDirectory(prefix="dicomguard-pg-") as name, socket.create_server(("127.0.0.1", 0)) as probe:
+        folder, port = Path(name), probe.getsockname()[1]
+        probe.close()
+        if user:
+            shutil.chown(folder, "postgres", "postgres")
+        initdb, pg_ctl = programs[-1], programs[-1].with_name("pg_ctl")
+        quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder, "timeout": 60, **user}
+        subprocess.run([initdb, "-D", folder / "db", "-A", "trust", "-U", "postgres", "--no-sync"], **quiet)
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        subprocess.run([pg_ctl, "-D", folder / "db", "-o", options, "-l", folder / "log", "-w", "start"], **quiet)
+        try:
+            yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+        finally:
+            subprocess.run([pg_ctl, "-D", folder / "db", "-m", "immediate", "-w", "stop"], **quiet)
+
+
+@pytest.fixture
+def url(server):
+    engine = sa.create_engine(server)
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP SCHEMA public CASCADE")
         connection.exec_driver_sql("CREATE SCHEMA public")
     engine.dispose()
-    return where
+    return server
 
 
 @pytest.fixture

@@ -361,15 +361,14 @@ def main() -> None:
     parser.add_argument("--pixel-bytes", type=int, default=512 * 1024)
     parser.add_argument("--per-association", type=int, default=50)
     parser.add_argument(
-        "--timed", action="store_true", help="wait for a line on stdin, send --count, print the seconds"
+        "--timed", action="store_true", help="print 'ready', wait for a line, send --count, print how many"
     )
     options = parser.parse_args()
     to = {"calling": options.calling, "called": options.called, "pixel_bytes": options.pixel_bytes}
     if options.timed:
+        print("ready", flush=True)
         sys.stdin.readline()
-        began = time.perf_counter()
-        acked = send_stream(options.port, count=options.count, is_hashed=False, **to)
-        print(f"{acked} {time.perf_counter() - began:.4f}", flush=True)
+        print(send_stream(options.port, count=options.count, is_hashed=False, **to), flush=True)
         return
     left = options.count
     with options.acks.open("a") as acks:

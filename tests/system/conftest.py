@@ -1,0 +1,41 @@
+"""The node as its users run it: `dicomguard serve`, its processes, and a stand-in for the hospital's AI."""
+
+import time
+
+import pytest
+
+from dicomguard.site_key import SiteKey
+
+
+def until(condition, within_s=60.0, pause_s=0.1):
+    """Wait for what other processes do; the last answer of `condition`."""
+    deadline = time.monotonic() + within_s
+    while not (answer := condition()) and time.monotonic() < deadline:
+        time.sleep(pause_s)
+    return answer
+
+
+@pytest.fixture
+def ai(tmp_path):
+    from dicomguard.demo import AiStandIn
+
+    with AiStandIn(tmp_path / "ai") as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def make_node(tmp_path, ai):
+    from dicomguard.demo import Node
+
+    made = []
+
+    def make(bundles=(), ai_port=None, **sections):
+        node = Node(
+            tmp_path, bundles=bundles, ai_port=ai_port or ai.port, key=SiteKey.fixed("system tests"), **sections
+        )
+        made.append(node)
+        return node
+
+    yield make
+    for node in made:
+        node.stop()
