@@ -43,14 +43,15 @@ def server(tmp_path_factory):
         if user:
             shutil.chown(folder, "postgres", "postgres")
         initdb, pg_ctl = programs[-1], programs[-1].with_name("pg_ctl")
-        quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder, "timeout": 60, **user}
-        subprocess.run([initdb, "-D", folder / "db", "-A", "trust", "-U", "postgres", "--no-sync"], **quiet)
+        quiet = {"stdout": subprocess.DEVNULL, "cwd": folder, "timeout": 60, **user}
+        subprocess.run([initdb, "-D", folder / "db", "-A", "trust", "-U", "postgres", "--no-sync"], check=True, **quiet)
         options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        subprocess.run([pg_ctl, "-D", folder / "db", "-o", options, "-l", folder / "log", "-w", "start"], **quiet)
+        start = ["-o", options, "-l", folder / "log", "-w", "start"]
+        subprocess.run([pg_ctl, "-D", folder / "db", *start], check=True, **quiet)
         try:
             yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
         finally:
-            subprocess.run([pg_ctl, "-D", folder / "db", "-m", "immediate", "-w", "stop"], **quiet)
+            subprocess.run([pg_ctl, "-D", folder / "db", "-m", "immediate", "-w", "stop"], check=True, **quiet)
 
 
 @pytest.fixture
