@@ -34,8 +34,8 @@ class Limits:
     max_fragments: int = 400_000
     # Processor time for parsing one instance or decoding one small frame. Malformed files end here, within two seconds.
     base_cpu_s: float = 1.2
-    # More of it for what is honestly large: decoders do 5 million samples a second and more, hashing 250 MB.
-    samples_per_cpu_s: float = 4e6
+    # More of it for what is honestly large: JPEG 2000, the slowest, decodes 7 million samples a second, hashing 1 GB.
+    samples_per_cpu_s: float = 2e6
     bytes_per_cpu_s: float = 150e6
     max_cpu_s: float = 60.0
     # The wall clock may run ahead of the processor time by this factor where the machine is busy or the disk slow.
