@@ -115,7 +115,7 @@ def test_two_million_empty_items_cost_little() -> None:
     data = element(0x0008, 0x1140, b"SQ", item(b"") * 2_000_000 + END, UNDEFINED)
     before = time.process_time()
     assert reason_of(data) is Reason.OVER_LIMITS
-    assert time.process_time() - before < 1.5
+    assert time.process_time() - before < 5  # seconds; a parser that builds the items takes fifty
 
 
 def test_deflated_data_is_inflated_within_bounds() -> None:
