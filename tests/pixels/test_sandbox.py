@@ -225,7 +225,7 @@ def test_a_child_that_lies_is_replaced(chest: Path, monkeypatch: pytest.MonkeyPa
     with DecodeWorker() as worker:
         place = located(worker, chest)
         for line in (b"no json\n", b'{"kind": "header", "x": 1}\n'):
-            before = worker.pid
+            before = worker._started().pid
             worker._buffer += line
             fault = worker.header(*place, [])
             assert isinstance(fault, Fault), line
