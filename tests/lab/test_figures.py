@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dicomguard.lab.figures import auroc, beta_binomial_band, clopper_pearson, share, worded
+
+
+@pytest.mark.parametrize(
+    ("hits", "count", "low", "high"),
+    [(40, 40, 0.912, 1.0), (39, 40, 0.868, 0.999), (0, 10, 0.0, 0.308), (14, 23, 0.385, 0.803)],
+)
+def test_clopper_pearson_agrees_with_published_intervals(hits: int, count: int, low: float, high: float) -> None:
+    assert clopper_pearson(hits, count) == pytest.approx((low, high), abs=1e-3)
+
+
+def test_the_band_is_the_law_of_split_conformal_counts() -> None:
+    rng = np.random.default_rng(0)
+    calibrated, alpha, tested = 300, 0.05, 500
+    rank = int(np.ceil((calibrated + 1) * (1 - alpha)))
+    counts = []
+    for _ in range(2000):
+        threshold = np.sort(rng.random(calibrated))[rank - 1]
+        counts.append((rng.random(tested) > threshold).sum())
+    low, high = beta_binomial_band(calibrated, alpha, tested)
+    inside = np.mean([low <= count <= high for count in counts])
+    assert 0.94 <= inside <= 0.975
+    assert low < alpha * tested < high
+
+
+def test_auroc_counts_ties_as_one_half() -> None:
+    assert auroc([0.0, 1.0], [1.0, 2.0]) == pytest.approx(3.5 / 4)
+    clean, attacked = np.random.default_rng(1).normal(size=50), np.random.default_rng(2).normal(1, size=40)
+    expected = stats.mannwhitneyu(attacked, clean).statistic / (50 * 40)
+    assert auroc(clean, attacked) == pytest.approx(expected)
+
+
+def test_shares_are_worded_with_their_denominator() -> None:
+    assert worded(share([True] * 39 + [False])).startswith("0.975 (39/40, 95 % interval 0.868")
+    assert worded(share([])) == "none to count"
