@@ -121,7 +121,7 @@ RECIPES = {
         alpha=0.01,
         bits=(12,),
         settings=Settings(epochs=6, variants=4, zoom=0.04, rotation=4.0, gamma=0.1, gain=0.05),
-        cases=_phantoms({Split.TRAIN: 800, Split.VALIDATION: 160, Split.CALIBRATION: 600, Split.TEST: 300}),
+        cases=_phantoms({Split.TRAIN: 800, Split.VALIDATION: 160, Split.CALIBRATION: 400, Split.TEST: 300}),
         task="Opacity or none on a synthetic chest-like QA phantom",
         description="EfficientNet-Lite0, ImageNet weights, last layers fine-tuned under a little noise.",
         data_source="Synthetic phantoms of dicomguard.phantom, drawn by seed. No patient data.",

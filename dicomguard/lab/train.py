@@ -252,13 +252,19 @@ def train(recipe: Recipe, data: Path, out: Path, work: Path, console: Console) -
         BundleError: no checkpoint reaches `MINIMUM_AUROC`; nothing is written then.
 
     """
-    with Progress(console=console) as progress:
+    with Progress(console=console, disable=not console.is_terminal) as progress:
         run = Training(recipe, data, work, progress)
-        checked = [(run.check(candidate), candidate) for candidate in run.candidates()]
-        for found, _ in checked:
-            console.print(json.dumps(found))
-        # Accuracy and the check's AUROC count alike: a point lost on either is a point lost.
-        found, chosen = max(checked, key=lambda pair: pair[0]["auroc"] + pair[0]["balanced_accuracy"])
+        # Accuracy and the check's AUROC count alike: a point lost on either is a point lost. Candidates come by falling
+        # accuracy, so one that even an AUROC of 1 would not lift above the best needs no check.
+        chosen: Candidate | None = None
+        found: dict[str, Any] = {"auroc": 0.0, "balanced_accuracy": 0.0}
+        for candidate in run.candidates():
+            if chosen is None or candidate.accuracy + 1 > found["auroc"] + found["balanced_accuracy"]:
+                checked = run.check(candidate)
+                console.print_json(data=checked)
+                if checked["auroc"] + checked["balanced_accuracy"] > found["auroc"] + found["balanced_accuracy"]:
+                    chosen, found = candidate, checked
+        assert chosen is not None
         console.print(f"noise check on early-stopped BIM: AUROC {found['auroc']:.4f} (epoch {found['epoch']})")
         if found["auroc"] < MINIMUM_AUROC:
             raise BundleError(
