@@ -7,7 +7,6 @@ the node's own reading; denominators are in the result. Resumable: each image's 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import sys
@@ -17,23 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydicom import dcmwrite
 from pydicom.dataset import Dataset
 from rich.console import Console
 from rich.progress import Progress, TaskID
-from torch import Tensor
 
-from dicomguard.attacks.bim import early_stopped_bim
 from dicomguard.attacks.forge import forge
 from dicomguard.errors import BundleError, DicomguardError
 from dicomguard.lab import card
+from dicomguard.lab.adversaries import Adversaries, read
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.figures import auroc, beta_binomial_band, share
 from dicomguard.lab.measure import Journal, to_curve, to_row
 from dicomguard.lab.recipes import RECIPES, Case, Recipe, batches
-from dicomguard.pixels import reader, source
-from dicomguard.pixels.image import Image
-from dicomguard.pixels.limits import Limits
 from dicomguard.scoring import noise
 from dicomguard.scoring.calibration import Calibration
 from dicomguard.scoring.consistency import NoiseCurve
@@ -53,70 +47,61 @@ class Bench:
         self.attacked = Journal(work / f"{scorer.name}-{bits}-bim.jsonl", scorer.fingerprint)
         self.tick = tick
 
-    def score(self, datasets: Sequence[Dataset]) -> list[tuple[Image, NoiseCurve]]:
+    def score(self, datasets: Sequence[Dataset]) -> list[NoiseCurve]:
         """Encode, read back and score, as if the files had been received."""
-        read = [_read(dataset) for dataset in datasets]
+        opened = [read(dataset) for dataset in datasets]
         seeds = [
             noise.seed(_KEY, str(dataset.SOPInstanceUID), 0, digest, self.scorer.fingerprint, "noise-check")
-            for dataset, (_, digest) in zip(datasets, read, strict=True)
+            for dataset, (_, digest) in zip(datasets, opened, strict=True)
         ]
-        pictures = [image for image, _ in read]
-        return list(zip(pictures, self.scorer.curves(self.scorer.prepare(pictures), seeds), strict=True))
+        pictures = [image for image, _ in opened]
+        return self.scorer.curves(self.scorer.prepare(pictures), seeds)
 
     def measure_clean(self, cases: Sequence[Case]) -> None:
         """Score every clean file that is not in the journal yet."""
         for group in batches([case for case in cases if case.key not in self.clean], _BATCH):
             scored = self.score([case.make(self.bits) for case in group])
-            for case, (_, curve) in zip(group, scored, strict=True):
+            for case, curve in zip(group, scored, strict=True):
                 self.clean.put(case.key, {"truth": case.truth, **to_row(curve)})
                 self.tick("clean")
 
-    def measure_attacks(self, cases: Sequence[Case], wanted: int) -> None:
-        """Attack correctly classified cases until `wanted` of them flip as files."""
+    def measure_attacks(self, cases: Sequence[Case], adversaries: Adversaries, wanted: int) -> None:
+        """Forge attacked pictures and score the files that still flip, until there are `wanted`."""
         survivors = sum(self.attacked[case.key]["survives"] for case in cases if case.key in self.attacked)
-        for group in batches([case for case in cases if case.key not in self.attacked], _BATCH):
+        for group in batches([case for case in cases if case.key not in self.attacked], 2 * _BATCH):
             if survivors >= wanted:
                 return
-            survivors += self._attack(group)
+            adversaries.attack(group)
+            flipped = [case for case in group if adversaries.outcomes[case.key]["flipped"]]
+            survivors += self._forge(flipped, adversaries)
+            for case in set(group) - set(flipped):
+                self._put(case, adversaries, {"survives": False})
 
-    def _attack(self, group: Sequence[Case]) -> int:
-        sources = [case.make(self.bits) for case in group]
-        pictures = [_read(dataset)[0] for dataset in sources]
-        with torch.inference_mode():
-            answers = (self.scorer.logits(self.scorer.prepare(pictures)) >= 0).tolist()
-        right = [index for index, case in enumerate(group) if answers[index] == bool(case.truth)]
-        for index in set(range(len(group))) - set(right):
-            self.attacked.put(group[index].key, {"truth": group[index].truth, "tried": False, "survives": False})
-        if not right:
-            return 0
-        group, sources, pictures = [group[i] for i in right], [sources[i] for i in right], [pictures[i] for i in right]
-        found = early_stopped_bim(self._logits, torch.stack([torch.from_numpy(image.pixels) for image in pictures]))
-        rows: list[dict[str, Any]] = []
+    def _forge(self, cases: Sequence[Case], adversaries: Adversaries) -> int:
+        """Forge, read back, and score what the classifier now gets wrong; returns how many."""
         forged = []
-        for case, dataset, image, attacked, strength, margin in zip(
-            group, sources, pictures, found.pixels, found.strength.tolist(), found.margin.tolist(), strict=True
-        ):
-            forged.append(forge(dataset, image, attacked.numpy(), description="Early-stopped BIM, for tests"))
-            rows.append({"truth": case.truth, "strength": strength, "float_margin": margin, "tried": True})
-        flipped = found.flipped.tolist()
+        for case in cases:
+            dataset = case.make(self.bits)
+            image, _ = read(dataset)
+            forged.append(forge(dataset, image, adversaries[case.key], description="Early-stopped BIM, for tests"))
         with torch.inference_mode():
-            answers = (self.scorer.logits(self.scorer.prepare([_read(dataset)[0] for dataset in forged])) >= 0).tolist()
-        for row, is_flipped, answer in zip(rows, flipped, answers, strict=True):
-            row["flipped"] = is_flipped
-            row["survives"] = is_flipped and answer != bool(row["truth"])
-        chosen = [index for index, row in enumerate(rows) if row["survives"]]
-        for index, (_, curve) in zip(chosen, self.score([forged[i] for i in chosen]), strict=True):
-            rows[index].update(to_row(curve))
-            self.tick("attacked files that flip")
-        for case, row in zip(group, rows, strict=True):
-            self.attacked.put(case.key, {k: None if v != v else v for k, v in row.items()})  # noqa: PLR0124 - NaN
-        return len(chosen)
+            answers = self.scorer.logits(self.scorer.prepare([read(dataset)[0] for dataset in forged])) >= 0
+        wrong = [index for index, case in enumerate(cases) if bool(answers[index]) != bool(case.truth)]
+        scored = dict(zip(wrong, self.score([forged[index] for index in wrong]), strict=True))
+        for index, case in enumerate(cases):
+            self._put(
+                case,
+                adversaries,
+                to_row(scored[index]) | {"survives": True} if index in scored else {"survives": False},
+            )
+        return len(wrong)
 
-    def _logits(self, pixels: Tensor) -> Tensor:
-        """Native presentation pixels to logits, differentiable, in chunks that stay in cache."""
-        prepare = self.scorer.preprocess
-        parts = torch.split(pixels, _BATCH)
-        return torch.cat([self.scorer.logits(torch.stack([prepare(p) for p in part])) for part in parts])
+    def _put(self, case: Case, adversaries: Adversaries, row: dict[str, Any]) -> None:
+        outcome = adversaries.outcomes[case.key]
+        kept = {name: outcome.get(name) for name in ("tried", "flipped", "strength")}
+        self.attacked.put(case.key, {"truth": case.truth, **kept, **row})
+        if row["survives"]:
+            self.tick("attacked files that flip")
 
     def report(self, cases: Sequence[Case], calibration: Calibration) -> dict[str, Any]:
         """Everything that was measured, with exact intervals."""
@@ -212,16 +197,6 @@ def _is_right(row: dict[str, Any]) -> bool:
     return bool((row["logit"] >= 0) == bool(row["truth"]))
 
 
-def _read(dataset: Dataset) -> tuple[Image, str]:
-    """The first frame and the SHA-256 of the encoded data set, by the path that a received file takes."""
-    buffer = io.BytesIO()
-    dcmwrite(buffer, dataset, enforce_file_format=True)
-    data = buffer.getvalue()
-    limits = Limits()
-    opened = reader.open_data_set(data, *source.locate(data), limits)
-    return next(iter(reader.frames(opened, 0, 1, limits))), opened.source.sha256
-
-
 def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Measure at every bit depth of the recipe and write results and model card.
 
@@ -233,6 +208,8 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
     if scorer.calibration is None:
         raise BundleError(f"{folder} has no calibration.", advice="Train or calibrate it first.")
     cases = recipe.cases(given.data, Split.TEST)[: given.cases]
+    first, step = _shard(given.shard)
+    adversaries = Adversaries(scorer, recipe.bits[0], given.work)
     reports: list[dict[str, Any]] = []
     with Progress(console=console, disable=not console.is_terminal) as progress:
         for bits in recipe.bits:
@@ -242,15 +219,30 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
             }
             bench = Bench(scorer, bits, given.work, _ticker(progress, tasks))
             if given.bits in (None, bits):
-                bench.measure_clean(cases[: given.clean])
-                bench.measure_attacks(cases, given.flips)
-            reports.append(bench.report(cases, scorer.calibration))
-            console.print_json(data=reports[-1])
+                bench.measure_clean(cases[: given.clean][first::step])
+                bench.measure_attacks(cases[first::step], adversaries, -(-given.flips // step))
+            if step == 1:
+                reports.append(bench.report(cases, scorer.calibration))
+                console.print_json(data=reports[-1])
     result = {"bundle": scorer.name, "fingerprint": scorer.fingerprint, "alpha": recipe.alpha, "reports": reports}
+    if step > 1:
+        return result
     given.results.mkdir(parents=True, exist_ok=True)
     (given.results / f"bundle-{recipe.name}.json").write_text(json.dumps(result, indent=2) + "\n")
     (folder / "docs" / "README.md").write_text(card.text(recipe, folder, scorer.calibration, reports))
     return result
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """`1/3` -> (1, 3). Several processes of one thread each are faster than one of several threads."""
+    if not text:
+        return 0, 1
+    first, _, step = text.partition("/")
+    if not (first.isdigit() and step.isdigit() and int(first) < int(step)):
+        raise DicomguardError(
+            f"--shard {text} is not I/N with I below N.", advice="For three processes: 0/3, 1/3, 2/3."
+        )
+    return int(first), int(step)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -265,6 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cases", type=int, default=None, help="use only so many test images")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clean", type=int, default=None, help="score only so many clean files (default all)")
+    parser.add_argument("--shard", default="", help="I/N: every Nth image from I on, no report; a later run reports")
     parser.add_argument("--bits", type=int, help="measure at this depth only; the report takes the rest from --work")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)

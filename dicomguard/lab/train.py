@@ -31,7 +31,7 @@ from dicomguard.lab.figures import auroc
 from dicomguard.lab.measure import Journal, measured
 from dicomguard.lab.pictures import prepared
 from dicomguard.lab.recipes import RECIPES, Case, Recipe, truths
-from dicomguard.scoring import bundle, calibration, noise
+from dicomguard.scoring import bundle, calibration, memory, noise
 from dicomguard.scoring.bundle import Constructor, Inference, Input, Noise
 from dicomguard.scoring.calibration import Calibration
 from dicomguard.scoring.consistency import NoiseCurve
@@ -211,6 +211,7 @@ class Training:
     def calibrate(self, scorer: Scorer, folder: Path, level: int) -> Calibration:
         """Fit on the calibration split and write it into the bundle."""
         cases, pictures = self.arrays(Split.CALIBRATION)
+        cases, pictures = cases[: self.recipe.calibrated], pictures[: self.recipe.calibrated]
         curves = self.curves(scorer, cases, pictures, "calibration")
         fitted = calibration.fit(
             curves,
@@ -290,6 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
+    memory.keep_buffers()
     console = Console()
     try:
         train(

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from dicomguard.decision import Score, Thresholds
 from dicomguard.errors import BundleError
 from dicomguard.pixels.image import Image
-from dicomguard.scoring import consistency
+from dicomguard.scoring import consistency, memory
 from dicomguard.scoring.bundle import Bundle
 from dicomguard.scoring.calibration import Calibration
 from dicomguard.scoring.classifier import Classifier, fused
@@ -29,6 +29,7 @@ class Scorer:
     """A loaded bundle on a device. Deterministic: the same images and seeds give the same scores in any batch."""
 
     def __init__(self, bundle: Bundle, *, device: str = "cpu") -> None:
+        memory.keep_buffers()
         self.name = bundle.metadata.name
         self.labels = bundle.metadata.labels
         self.fingerprint = bundle.fingerprint
