@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 VERIFICATION = "1.2.840.10008.1.1"
@@ -192,7 +192,9 @@ class Sender:
         timeout_s: float = 20.0,
         max_pdu: int = 1 << 17,
         user_items: bytes = b"",
+        acks_at_once: bool = False,
     ) -> None:
+        self._acks_at_once = acks_at_once
         self.socket = socket.create_connection((host, port), timeout=timeout_s)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._next_id = 0
@@ -227,6 +229,9 @@ class Sender:
     def _exactly(self, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
+            if self._acks_at_once:
+                # Linux forgets this after a while, so it is said again for every read.
+                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             chunk = self.socket.recv(size - len(data))
             if not chunk:
                 raise Aborted
@@ -335,10 +340,11 @@ def send_stream(
     on_ack: Callable[[str, str], None] = lambda _uid, _sha: None,
     is_hashed: bool = True,
     per_association: int | None = None,
+    acks_at_once: bool = False,
 ) -> int:
     """Send `count` instances over one association (None: until the peer goes); how many were acknowledged."""
     acked = 0
-    with Sender(port, calling=calling, called=called) as sender:
+    with Sender(port, calling=calling, called=called, acks_at_once=acks_at_once) as sender:
         stencil = Stencil(new_uid(), pixel_bytes=pixel_bytes, max_pdu=sender.max_pdu)
         while (count is None or acked < count) and (per_association is None or acked < per_association):
             uid = stencil.stamp()
@@ -360,14 +366,16 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="stop after so many; otherwise go on, through every failure")
     parser.add_argument("--pixel-bytes", type=int, default=512 * 1024)
     parser.add_argument("--per-association", type=int, default=50)
+    parser.add_argument("--acks-at-once", action="store_true", help="TCP_QUICKACK: what a peer with Nagle on waits for")
     parser.add_argument(
         "--timed", action="store_true", help="print 'ready', wait for a line, send --count, print how many"
     )
     options = parser.parse_args()
-    to = {"calling": options.calling, "called": options.called, "pixel_bytes": options.pixel_bytes}
+    to: dict[str, Any] = {"calling": options.calling, "called": options.called, "pixel_bytes": options.pixel_bytes}
     if options.timed:
         print("ready", flush=True)
         sys.stdin.readline()
+        to["acks_at_once"] = options.acks_at_once
         print(send_stream(options.port, count=options.count, is_hashed=False, **to), flush=True)
         return
     left = options.count
