@@ -16,6 +16,9 @@ from dicomguard.spool.store import Spool
 
 # Acceptors whose parent was killed end within milliseconds; then the port is free.
 _PORT_WAIT_S = 5.0
+# Parts of an acceptor that was killed: a live one is written to at least every `gap_s`.
+_SWEEP_S = 60.0
+_STALE_S = 600.0
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,7 +51,8 @@ def run(
         acceptors.start()
         _LOG.info("Receiving as %s on %s port %d.", settings.ae_title, settings.host, acceptors.port)
         on_ready(acceptors.port)
-        stop.wait()
+        while not stop.wait(_SWEEP_S):
+            spool.sweep_parts(older_than_s=max(_STALE_S, 2 * settings.gap_s))
         _LOG.info("Stopping: associations may end within %.0f s.", grace_s)
         acceptors.stop(grace_s)
 
