@@ -22,6 +22,10 @@ _COLOURS = {
 }
 
 
+# Columns whose words are looked for: long UIDs give way first.
+_WHOLE = frozenset({"v", "verdict", "disposition", "state", "decision", "truth", "shows", "status", "right"})
+
+
 def print_json(rows: Iterable[Mapping[str, Any]]) -> None:
     """One object a line, flushed, so that a reader at the other end of a pipe sees each as it comes."""
     for row in rows:
@@ -33,7 +37,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     """A table; what is a verdict or a disposition gets its colour. Peers' words are never read as markup."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in _WHOLE)
     count = 0
     for row in rows:
         table.add_row(*(_cell(value) for value in row))

@@ -24,7 +24,9 @@ def problems(config: Config) -> Iterator[dict[str, Any]]:
     with compose.open_ledger(config, "cli") as ledger:
         for problem in ledger.verify():
             yield {"what": "ledger", **problem.to_json(), "message": str(problem)}
-        yield from _instances(compose.open_spool(config), ledger)
+        spool = compose.open_spool(config)
+        yield from _instances(spool, ledger)
+        yield from _missing(spool, ledger)
     yield from _bundles(config)
 
 
@@ -59,6 +61,20 @@ def _instances(spool: Spool, ledger: Ledger) -> Iterator[dict[str, Any]]:
             yield {**where, "message": f"{instance.sop_instance_uid} is in {place}/, but was never quarantined."}
         elif place == "store" and disposition is Disposition.QUARANTINE and not _was_released(ledger, path.parent.name):
             yield {**where, "message": f"{instance.sop_instance_uid} left quarantine, but nobody released it."}
+
+
+def _missing(spool: Spool, ledger: Ledger) -> Iterator[dict[str, Any]]:
+    """What the ledger says is held, and is not there."""
+    ruled = {review.decision_id for review in ledger.reviews()}
+    for decision in ledger.decisions(disposition=Disposition.QUARANTINE):
+        if decision.decision_id in ruled:
+            continue
+        there = {instance.name for instance in spool.quarantined(decision.decision_id)}
+        for instance in decision.instances:
+            if instance.file_name not in there:
+                uid = instance.sop_instance_uid
+                message = f"{uid} of decision {decision.decision_id} is not in quarantine, and nobody ruled on it."
+                yield {"what": "instance", "place": "quarantine", "sop_instance_uid": uid, "message": message}
 
 
 def _was_released(ledger: Ledger, decision_id: str) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from dicomguard.decision import Fault, Finding, Mode, Reason, Score, Scored
+from dicomguard.decision import REFUSED, Fault, Finding, Mode, Reason, Score, Scored
 from dicomguard.pixels.header import Header
 from dicomguard.pixels.image import Image
 from dicomguard.pixels.sandbox import DecodeWorker
@@ -103,7 +103,7 @@ class Examiner:
             # Refused when it came (PS3.4 table B.2-1); kept as evidence, never scored.
             return Examined(instance, Fault(Reason(receipt.fault), "refused when it was received"))
         if isinstance(header, Fault):
-            return Examined(instance, header)
+            return Examined(instance, accepted(header))
         if header.sha256 != receipt.sha256:
             return Examined(instance, Fault(Reason.ALTERED_IN_SPOOL, "the data set is not the one that was received"))
         if not header.is_image:
@@ -124,7 +124,7 @@ class Examiner:
                 count=min(_FRAMES_PER_READ, item.header.frames - start),
             )
             if isinstance(read, Fault):
-                item.fault = read
+                item.fault = accepted(read)
                 return
             yield from read
 
@@ -160,6 +160,11 @@ class Examiner:
             for item, image in batch
         ]
         return scorer.score(scorer.prepare([image for _, image in batch]), seeds)
+
+
+def accepted(fault: Fault) -> Fault:
+    """A fault of an instance whose sender was told Success: whatever is wrong with it, it was not refused."""
+    return Fault(Reason.UNDECODABLE, fault.detail) if fault.reason in REFUSED else fault
 
 
 def effective_mode(examined: Examined, node_mode: Mode) -> Mode:

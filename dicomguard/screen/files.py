@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dicomguard.decision import Fault, InstanceDecision
 from dicomguard.pixels.sandbox import DecodeWorker
-from dicomguard.screen.examine import Examined, Examiner
+from dicomguard.screen.examine import Examined, Examiner, accepted
 from dicomguard.screen.verdicts import Rules, instance_decision
 from dicomguard.study import Instance, Receipt, Uid, utc_now
 
@@ -79,4 +79,4 @@ def _unread(path: Path, fault: Fault) -> Examined:
         sha256="",
         size_bytes=path.stat().st_size,
     )
-    return Examined(Instance(path, 0, receipt), fault)
+    return Examined(Instance(path, 0, receipt), accepted(fault))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,18 @@ from dicomguard.scoring import bundle, networks
 from dicomguard.scoring.bundle import Constructor, Inference, Input, Noise
 
 
-def small_inference(size: int = 48) -> Inference:
+def small_inference(size: int = 48, levels: Sequence[float] = (0.01, 0.03, 0.05), repeats: int = 4) -> Inference:
     return Inference(
         network_def=Constructor(_target_="EfficientNetLite0", num_classes=1),
         preprocessing=[Constructor(_target_="Resize", spatial_size=[size, size], mode="area")],
         input=Input(planes=1, mean=[0.5] * 3, std=[0.5] * 3, size=[size, size]),
-        noise=Noise(levels=[0.01, 0.03, 0.05], repeats=4),
+        noise=Noise(levels=list(levels), repeats=repeats),
     )
 
 
-def write_small(folder: Path, *, seed: int = 0, size: int = 48) -> Path:
+def write_small(
+    folder: Path, *, seed: int = 0, size: int = 48, levels: Sequence[float] = (0.01, 0.03, 0.05), repeats: int = 4
+) -> Path:
     """Random weights, but batch normalisation has seen images, so that the network answers differently to each."""
     torch.manual_seed(seed)
     network = networks.EfficientNetLite0()
@@ -36,7 +39,7 @@ def write_small(folder: Path, *, seed: int = 0, size: int = 48) -> Path:
         folder,
         state=network.state_dict(),
         metadata={"name": "small", "version": "1.0.0", "labels": ("normal", "opacity")},
-        inference=small_inference(size),
+        inference=small_inference(size, levels, repeats),
         card="# small\n",
     )
     return folder

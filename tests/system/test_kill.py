@@ -1,5 +1,6 @@
 """kill -9 of any one process at random moments while two senders stream: nothing acknowledged is lost."""
 
+import contextlib
 import hashlib
 import os
 import random
@@ -72,10 +73,8 @@ def kill_one(node, chance):
         kinds.setdefault(kind_of(process), []).append(process)
     kind = chance.choice(sorted(kinds))
     process = chance.choice(kinds[kind])
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGKILL)
-    except psutil.NoSuchProcess:
-        pass
     if kind == "serve":
         node._process.wait()
     return kind
