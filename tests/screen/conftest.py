@@ -20,6 +20,7 @@ from dicomguard.spool.store import Settling, Spool
 from dicomguard.study import Receipt, Uid, utc_now
 
 CLEAN, SUSPECT, LOW_MARGIN, NAN, RAISES = 0, 512, 1024, 2048, 4095
+EXPLICIT = "1.2.840.10008.1.2.1"
 THRESHOLDS = Thresholds(statistic=3.0, alpha=0.05, margin_floor=0.5, paper_theta=(0.1, 0.2), paper_level=1)
 
 
@@ -89,11 +90,11 @@ class Site:
     def decisions(self):
         return list(self.ledger.decisions())
 
-    def put(self, data, sop, study, *, fault="", sop_class="1.2.840.10008.5.1.4.1.1.1.1"):
+    def put(self, data, sop, study, *, fault="", sop_class="1.2.840.10008.5.1.4.1.1.1.1", syntax=EXPLICIT):
         part = self.spool.incoming(reserve_bytes=0).begin(
             sop_class_uid=sop_class,
             sop_instance_uid=sop,
-            transfer_syntax_uid="1.2.840.10008.1.2.1",
+            transfer_syntax_uid=syntax,
             calling_ae="CR1",
         )
         part.write(data)
@@ -106,7 +107,7 @@ class Site:
                 association_id="a1",
                 sop_class_uid=Uid(sop_class),
                 sop_instance_uid=Uid(sop),
-                transfer_syntax_uid=Uid("1.2.840.10008.1.2.1"),
+                transfer_syntax_uid=Uid(syntax),
                 study_instance_uid=Uid(study),
                 series_instance_uid=Uid(f"{study}.1"),
                 sha256="",
