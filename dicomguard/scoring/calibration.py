@@ -25,6 +25,7 @@ from dicomguard.scoring.consistency import NoiseCurve
 STATISTIC = "max -log p of {probability drop, logit drop, -noisy margin}, exponential tail; 1"
 _TAIL_SHARE = 0.1  # of half A lies in the tail whose mean excess sets the exponential beyond the largest value
 _MARGIN_QUANTILE = 0.02
+_REFERENCES = 20  # fewer values give a component no distribution to speak of
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -112,15 +113,30 @@ class Calibration(BaseModel):
         return not (value <= self.threshold and curve.margin >= self.margin_floor)
 
 
-def minimum_images(alpha: float) -> int:
-    """Half B must hold at least 1 / alpha - 1 images for a finite threshold; half A is given as many."""
-    return 2 * math.ceil(1 / alpha - 1)
-
-
 def halve(groups: Sequence[str]) -> NDArray[np.bool_]:
     """True where an image belongs to half A: by a hash of its patient, one third of them (the threshold needs more)."""
     digests = (hashlib.sha256(f"calibration half\0{group}".encode()).digest() for group in groups)
     return np.array([int.from_bytes(digest[:4], "big") < 2**32 // 3 for digest in digests], dtype=bool)
+
+
+def require_enough(groups: Sequence[str], alpha: float) -> tuple[int, int]:
+    """How many images fall to half A and half B. A threshold exists from 1 / alpha - 1 images in B on.
+
+    Raises:
+        BundleError: too few, saying how many to give.
+
+    """
+    half_a = halve(groups)
+    needed = math.ceil(1 / alpha - 1)
+    counts = int(half_a.sum()), int((~half_a).sum())
+    if counts[0] < _REFERENCES or counts[1] < needed:
+        raise BundleError(
+            f"{len(groups)} clean images are too few to calibrate at alpha {alpha:g}: the reference third got "
+            f"{counts[0]} ({_REFERENCES} needed) and the threshold part {counts[1]} ({needed} needed).",
+            advice=f"Give at least {max(4 * _REFERENCES, 2 * needed)} clean images of different patients, "
+            "or a larger alpha.",
+        )
+    return counts
 
 
 def fit(
@@ -141,15 +157,8 @@ def fit(
         BundleError: too few images for `alpha`, or scores that cannot be calibrated.
 
     """
+    counts = require_enough(groups, alpha)
     half_a = halve(groups)
-    needed = math.ceil(1 / alpha - 1)
-    counts = int(half_a.sum()), int((~half_a).sum())
-    if counts[0] < 20 or counts[1] < needed:
-        raise BundleError(
-            f"{len(curves)} clean images are too few to calibrate at alpha {alpha:g}: the reference third got "
-            f"{counts[0]} (20 needed) and the threshold part {counts[1]} ({needed} needed).",
-            advice=f"Give at least {max(80, 2 * needed)} clean images of different patients, or a larger alpha.",
-        )
     probability = np.array([curve.probability_drops for curve in curves])
     logit = np.array([curve.logit_drops for curve in curves])
     if not (np.isfinite(probability).all() and np.isfinite(logit).all()):
