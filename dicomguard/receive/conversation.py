@@ -147,7 +147,7 @@ class Conversation:
         if kind == pdu.ABORT:
             return AssociationKind.DROPPED, "aborted before it asked for an association"
         request = self._request = pdu.decode_associate_request(body)
-        refusal = house.admission.refusal(self._address, request) or self._no_space() or self._crowded()
+        refusal = house.admission.refusal(self._address, request) or self._no_space(request) or self._crowded()
         if refusal is not None:
             return self._reject(refusal)
         self._association_id = uuid.uuid4().hex
@@ -166,7 +166,9 @@ class Conversation:
         self._last_words = pdu.encode_reject(refusal.result, refusal.source, refusal.reason)
         return AssociationKind.REJECTED, str(refusal)
 
-    def _no_space(self) -> Refusal | None:
+    def _no_space(self, request: pdu.AssociateRequest) -> Refusal | None:
+        if all(context.abstract_syntax == VERIFICATION for context in request.contexts):
+            return None  # an echo asks whether we are there, and we are
         try:
             self._house.incoming.check_space()
         except (OutOfSpaceError, SpoolError, OSError):

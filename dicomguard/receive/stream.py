@@ -131,6 +131,9 @@ class Stream:
             if deadline - now < _TICK_S:
                 self._connection.settimeout(deadline - now)
             try:
+                # A peer with Nagle on holds its last segment back until all before it are acknowledged, and Linux may
+                # delay that by 40 ms. The option wears off, so it is set for every read.
+                self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
                 received = self._connection.recv_into(self._view[self._end :])
             except TimeoutError:
                 if self._is_stopping(0.0 if held else now - began):
