@@ -191,6 +191,8 @@ def test_a_volume_at_its_reserve_refuses_instances_then_associations_then_recove
     with pytest.raises(senders.Rejected) as rejection:
         Sender(node.port)
     assert (rejection.value.result, rejection.value.source, rejection.value.reason) == (2, 3, 1)
+    with Sender(node.port, contexts=[(3, senders.VERIFICATION, (senders.IMPLICIT,))]) as monitor:
+        assert monitor.echo() == 0x0000
     assert not node.instances
     assert not node.parts
     free[0] = 1000
