@@ -55,6 +55,7 @@ class Reason(StrEnum):
     MODEL_FAULT = "model_fault"
     UNPARSABLE = "unparsable"
     MISSING_UID = "missing_uid"
+    INVALID_UID = "invalid_uid"
     UID_MISMATCH = "uid_mismatch"
     UID_CONFLICT = "uid_conflict"
     ALTERED_IN_SPOOL = "altered_in_spool"
@@ -64,7 +65,7 @@ class Reason(StrEnum):
 
 # Faults of the transfer itself, not of the detector. Held whatever the mode and the policy say: the sender was told
 # that the instance was refused, or two different data sets claim one UID, or the file changed after it was received.
-REFUSED = frozenset({Reason.UID_MISMATCH, Reason.UNPARSABLE, Reason.MISSING_UID})
+REFUSED = frozenset({Reason.UID_MISMATCH, Reason.UNPARSABLE, Reason.MISSING_UID, Reason.INVALID_UID})
 ALWAYS_HELD = REFUSED | {Reason.UID_CONFLICT, Reason.ALTERED_IN_SPOOL}
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dicomguard.decision import Disposition, Policy, Reason, Verdict
+from dicomguard.decision import REFUSED, Disposition, Policy, Reason, Verdict
 from dicomguard.errors import LedgerError
 from dicomguard.quarantine import Quarantine
 from dicomguard.spool import journal
@@ -177,7 +177,13 @@ def test_other_bytes_under_a_known_uid_are_held_as_a_conflict(site, together):
     assert len(outbound(site)) == 1
 
 
-@pytest.mark.parametrize("fault", [Reason.UID_MISMATCH, Reason.MISSING_UID, Reason.UNPARSABLE])
+def test_every_fault_that_the_receiver_knows_has_its_reason():
+    from dicomguard.receive.storing import _FAULTS
+
+    assert set(_FAULTS) == {reason.value for reason in REFUSED}
+
+
+@pytest.mark.parametrize("fault", sorted(REFUSED))
 @pytest.mark.parametrize("mode", ["enforce", "shadow"])
 def test_what_the_sender_was_told_is_refused_is_kept_and_held(site, fault, mode):
     site.mode = mode
