@@ -217,6 +217,11 @@ class Node:
                 return
         raise DicomguardError(f"The node did not start: {self.log_end()}")
 
+    def check(self) -> None:
+        """Raises DicomguardError, with the log's end, when the node has ended by itself."""
+        if self._process is None or self._process.poll() is not None:
+            raise DicomguardError(f"The node stopped: {self.log_end()}")
+
     def log_end(self) -> str:
         """The last lines of the node's log."""
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-15:]) if self._log.exists() else "no log"
@@ -275,11 +280,19 @@ def outcomes(ledger: Ledger, specimens: Sequence[Specimen], arrived: dict[str, s
 
 
 def watch(
-    ledger: Ledger, specimens: Sequence[Specimen], arrived: Callable[[], dict[str, str]], progress: Progress
+    node: Node,
+    ledger: Ledger,
+    specimens: Sequence[Specimen],
+    arrived: Callable[[], dict[str, str]],
+    progress: Progress,
 ) -> list[Outcome]:
-    """Wait until every study is decided, and every forwarded one has arrived, or patience ends."""
+    """Wait until every study is decided, and every forwarded one has arrived, or patience ends.
+
+    Raises DicomguardError when the node ends meanwhile.
+    """
     deadline = time.monotonic() + _PATIENCE_S
     while True:
+        node.check()
         found = outcomes(ledger, specimens, arrived())
         decided = [o for o in found if o.decision is not None]
         forwarded = [o for o in decided if o.decision and o.decision.disposition is Disposition.FORWARD]

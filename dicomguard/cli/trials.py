@@ -64,7 +64,7 @@ def demo(
                 names = {"decided": "screen and decide", "arrived": "forward to the AI node"}
                 with compose.open_ledger(compose.read_config(node.config_path), "cli") as ledger:
                     found = stage.watch(
-                        ledger, specimens, ai.digests, lambda name, done, total: bars(names[name], done, total)
+                        node, ledger, specimens, ai.digests, lambda name, done, total: bars(names[name], done, total)
                     )
                 bars.stop()
                 _show_outcomes(found, as_json=as_json)

@@ -7,10 +7,11 @@ import pytest
 from dicomguard.site_key import SiteKey
 
 
-def until(condition, within_s=60.0, pause_s=0.1):
-    """Wait for what other processes do; the last answer of `condition`."""
+def until(node, condition, within_s=60.0, pause_s=0.1):
+    """Wait for what the node does; the last answer of `condition`. A node that ends meanwhile is an error at once."""
     deadline = time.monotonic() + within_s
     while not (answer := condition()) and time.monotonic() < deadline:
+        node.check()
         time.sleep(pause_s)
     return answer
 

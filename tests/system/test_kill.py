@@ -48,7 +48,7 @@ def test_nothing_acknowledged_is_lost_whatever_is_killed(make_node, ai, tmp_path
 
     spool = Spool(node.data_dir / "spool")
     # Kills can hit one claim three times; a person would put it back, and so do we.
-    assert until(lambda: drained(spool), within_s=120 + 6 * KILLS), node.log_end()
+    assert until(node, lambda: drained(spool), within_s=120 + 6 * KILLS), node.log_end()
     assert node.stop() == 0
     arrived = ai.digests()
     lost = {uid: digest for uid, digest in acknowledged.items() if arrived.get(uid) != digest}

@@ -83,7 +83,7 @@ def test_radiographs_arrive_as_they_were_sent(make_node, dcmtk_scp, data_dir, tm
     def decided():
         return {i["sha256"]: d for d in dicomguard(node, "decisions", "--json")[1] for i in d["instances"]}
 
-    assert until(lambda: set(decided()) == digests, within_s=300, pause_s=2), node.log_end()
+    assert until(node, lambda: set(decided()) == digests, within_s=300, pause_s=2), node.log_end()
     held = [decision for decision in decided().values() if decision["disposition"] == "quarantine"]
     assert all(i["scores"] for d in decided().values() for i in d["instances"])
     assert all(decision["bundle"] == "chest-xray" for decision in decided().values())
@@ -99,6 +99,6 @@ def test_radiographs_arrive_as_they_were_sent(make_node, dcmtk_scp, data_dir, tm
     def arrived():
         return {data_set_digest(path) for path in folder.iterdir()}
 
-    assert until(lambda: len(list(folder.iterdir())) == 30 and arrived() == digests, within_s=120, pause_s=1)
+    assert until(node, lambda: len(list(folder.iterdir())) == 30 and arrived() == digests, within_s=120, pause_s=1)
     assert dicomguard(node, "verify", "--json") == (0, [])
     assert {hashlib.sha256(p.read_bytes()).hexdigest() for p in sent.iterdir()} != digests  # headers are not compared

@@ -30,7 +30,7 @@ def armed_bundle(tmp_path_factory):
     seeds = [noise.seed(b"k" * 32, str(n), 0, "", scorer.fingerprint, "calibration") for n in range(len(images))]
     curves = scorer.curves(scorer.prepare(images), seeds)
     names = [str(n) for n in range(len(images))]
-    fitted = calibration.fit(curves, names, fingerprint=scorer.fingerprint, source="pictures made up")
+    fitted = calibration.fit(curves, names, fingerprint=scorer.fingerprint, source="pictures made up", paper_level=0)
     write_calibration(folder, fitted)
     return folder
 
@@ -62,14 +62,14 @@ def test_every_real_file_is_decided_and_delivered_or_held_for_a_stated_reason(ma
         def decided():
             return {(i.sop_instance_uid, i.sha256): (d, i) for d in ledger.decisions() for i in d.instances}
 
-        assert until(lambda: expected <= set(decided()), within_s=600, pause_s=1), node.log_end()
+        assert until(node, lambda: expected <= set(decided()), within_s=600, pause_s=1), node.log_end()
         found = decided()
 
         def settled():
             arrived = {(uid, digest) for uid, digest in ai.digests().items()}
             return all(key in arrived or found[key][0].disposition == "quarantine" for key in expected)
 
-        assert until(settled, within_s=120, pause_s=1), node.log_end()
+        assert until(node, settled, within_s=120, pause_s=1), node.log_end()
         held = {key for key in expected if found[key][0].disposition == "quarantine"}
     # What its sender was told is refused (0xA900, 0xC...) is kept and held all the same.
     refused = {item.sop_instance_uid for item in sent if item.status is not None and not item.is_stored}
