@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 from dicomguard.errors import BundleError
 from dicomguard.pixels.image import Image
-from dicomguard.scoring import bundle, calibration, noise
+from dicomguard.scoring import calibration, noise
 from dicomguard.scoring.calibration import Calibration
 from dicomguard.scoring.consistency import NoiseCurve
 from dicomguard.scoring.scorer import Scorer
@@ -26,7 +25,7 @@ def calibrate(
     truths: Sequence[str] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Calibration:
-    """Score clean images one by one (they may come from a generator) and fit.
+    """Score clean images one by one (they may come from a generator) and fit; `bundle.write_calibration` stores it.
 
     `groups`: one name for each image, the same for images of one patient. `truths`: their labels, where known; the
     paper's theta then uses the correctly classified ones only. `source` says in words where the images came from.
@@ -55,17 +54,3 @@ def calibrate(
     return calibration.fit(
         curves, groups, fingerprint=scorer.fingerprint, source=source, alpha=alpha, is_correct=correct
     )
-
-
-def calibrate_bundle(
-    folder: Path, images: Iterable[Image], groups: Sequence[str], *, source: str, alpha: float
-) -> Scorer:
-    """Calibrate the bundle in `folder`, write the calibration into it and load it again, armed.
-
-    Raises:
-        BundleError: as `calibrate`; nothing is written then.
-
-    """
-    fitted = calibrate(Scorer.load(folder), images, groups, source=source, alpha=alpha)
-    bundle.write_calibration(folder, fitted)
-    return Scorer.load(folder)

@@ -8,7 +8,8 @@ import pytest
 
 from dicomguard.errors import BundleError
 from dicomguard.pixels.image import Image
-from dicomguard.scoring.calibrate import calibrate, calibrate_bundle
+from dicomguard.scoring import bundle
+from dicomguard.scoring.calibrate import calibrate
 from dicomguard.scoring.scorer import Scorer
 from tests.scoring.small import gray_image
 
@@ -23,7 +24,9 @@ def names(count: int) -> list[str]:
 
 def test_any_bundle_can_be_calibrated_and_is_armed_then(small_bundle: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(small_bundle, tmp_path / "copy"))
-    armed = calibrate_bundle(folder, pictures(90), names(90), source="90 made-up pictures", alpha=0.1)
+    fitted = calibrate(Scorer.load(folder), pictures(90), names(90), source="90 made-up pictures", alpha=0.1)
+    bundle.write_calibration(folder, fitted)
+    armed = Scorer.load(folder)
     assert armed.thresholds is not None
     assert armed.thresholds.alpha == 0.1
     assert armed.calibration is not None

@@ -1,0 +1,46 @@
+"""The bundles that are shipped: they load, are calibrated for themselves, and stay within their size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dicomguard.lab.datasets import Split
+from dicomguard.lab.recipes import RECIPES
+from dicomguard.scoring import bundle, noise
+from dicomguard.scoring.scorer import Scorer
+
+BUNDLES = Path(__file__).parents[2] / "config" / "bundles"
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_shipped_bundle_loads_calibrated_with_a_card(name: str) -> None:
+    scorer = Scorer.load(BUNDLES / name)
+    recipe = RECIPES[name]
+    assert scorer.name == name
+    assert scorer.labels == recipe.labels
+    assert scorer.thresholds is not None
+    assert scorer.thresholds.alpha == recipe.alpha
+    assert scorer.noise.levels == (0.01, 0.02, 0.03, 0.04, 0.05)
+    assert scorer.noise.repeats == 8
+    assert sum(p.stat().st_size for p in (BUNDLES / name).rglob("*") if p.is_file()) <= 10_000_000
+    assert f"# {name}" in (BUNDLES / name / bundle.CARD).read_text()
+    training = json.loads((BUNDLES / name / "docs" / "training.json").read_text())
+    assert training["auroc"] >= 0.9
+
+
+@pytest.mark.data
+def test_real_radiographs_are_read_classified_and_scored(data_dir: Path) -> None:
+    scorer = Scorer.load(BUNDLES / "chest-xray")
+    cases = RECIPES["chest-xray"].cases(data_dir, Split.TEST)[:6]
+    batch = scorer.prepare([case.image(12) for case in cases])
+    assert batch.shape == (6, 1, 224, 224)
+    seeds = [noise.seed(b"key", case.key, 0, "", scorer.fingerprint, "noise-check") for case in cases[:2]]
+    scores = scorer.score(batch[:2], seeds)
+    assert all(score.is_finite for score in scores)
+    with torch.inference_mode():
+        right = (scorer.logits(batch) >= 0).int().tolist() == [case.truth for case in cases]
+    assert right
