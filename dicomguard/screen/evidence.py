@@ -44,7 +44,7 @@ def collect(
         thresholds = item.model.scorer.thresholds
         worst = worst_frame(item.finding, thresholds, policy)
         stem = item.instance.path.stem
-        if thresholds is not None:
+        if thresholds is not None and worst.is_finite:
             yield f"{stem}.noise.png", noise_curve(item.finding, thresholds, policy)
         seen = examiner.saliency(item, worst.frame)
         if seen is not None:
@@ -64,8 +64,9 @@ def noise_curve(scored: Scored, thresholds: Thresholds, policy: Policy) -> bytes
     left.legend(frameon=False)
     right.plot(percent, score.logit_drops, "o-", color="#2166ac", label="this image")
     right.axhline(score.margin, color="#555555", linestyle=":", label="margin without noise")
-    right.set(ylabel="drop of margin (logit)")
-    right.legend(frameon=False)
+    highest = max(score.margin, *score.logit_drops)
+    right.set(ylabel="drop of margin (logit)", ylim=(min(-0.1 * highest, *score.logit_drops), 1.4 * highest))
+    right.legend(frameon=False, loc="upper left")
     for axes in (left, right):
         axes.axhline(0, color="#bbbbbb", linewidth=0.8)
         axes.set(xlabel="noise (% of input range)", xticks=percent)
@@ -79,7 +80,7 @@ def noise_curve(scored: Scored, thresholds: Thresholds, policy: Policy) -> bytes
 
 
 def saliency_picture(prepared: np.ndarray, saliency: np.ndarray, frame: int) -> bytes:
-    """PNG: the image (planes, H, W) as the model sees it, and beside it where its answer hangs on (H, W)."""
+    """PNG: the image (planes, H, W) as the model sees it, and beside it what its answer depends on (H, W)."""
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     plain, overlaid = figure.subplots(1, 2)
     grey = prepared[0] if prepared.shape[0] != 3 else np.moveaxis(prepared, 0, -1)
@@ -88,7 +89,7 @@ def saliency_picture(prepared: np.ndarray, saliency: np.ndarray, frame: int) -> 
     plain.set_title(f"frame {frame}, as the model sees it", fontsize=10)
     overlaid.imshow(grey, cmap="gray", vmin=0, vmax=1)
     overlaid.imshow(saliency, cmap="inferno", vmin=0, vmax=span, alpha=np.clip(saliency / span, 0, 1) * 0.8)
-    overlaid.set_title("where the answer hangs on", fontsize=10)
+    overlaid.set_title("what the answer depends on most", fontsize=10)
     for axes in (plain, overlaid):
         axes.set_axis_off()
     return _png(figure)
