@@ -1,6 +1,6 @@
 """What a shipped bundle does on its test split, measured on files: attack, forge to DICOM, read back, score.
 
-Run by scripts/bench-bundle. An attacked image counts only if its class still flips after rounding to stored bits and
+Run by scripts/bench bundle. An attacked image counts only if its class still flips after rounding to stored bits and
 the node's own reading; denominators are in the result. Resumable: each image's outcome is kept under the work folder.
 """
 
@@ -246,8 +246,8 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line of scripts/bench-bundle."""
-    parser = argparse.ArgumentParser(prog="scripts/bench-bundle", description="Measure a shipped bundle on files.")
+    """The command line of scripts/bench bundle."""
+    parser = argparse.ArgumentParser(prog="scripts/bench bundle", description="Measure a shipped bundle on files.")
     parser.add_argument("recipe", choices=sorted(RECIPES))
     parser.add_argument("--bundle", type=Path, help="bundle folder (default config/bundles/NAME)")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("DICOMGUARD_TEST_DATA", "../shared/data")))

@@ -50,7 +50,7 @@ def text(recipe: Recipe, folder: Path, calibration: Calibration, reports: Sequen
         "## Test, measured on files",
         "",
         (
-            f"`scripts/bench-bundle {recipe.name}`. Flagged = would be quarantined (over the threshold, or low "
+            f"`scripts/bench bundle {recipe.name}`. Flagged = would be quarantined (over the threshold, or low "
             "margin). Early-stopped BIM on correctly classified test images, at native resolution, rounded to stored "
             "bits; only files that still flip count."
         ),
