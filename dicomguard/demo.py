@@ -42,7 +42,7 @@ from dicomguard.study import AeTitle, Peer
 
 KEY_PHRASE = "dicomguard demo"
 CLEAN_SEEDS = (101, 102, 103, 104, 105, 106)
-ATTACKED_SEEDS = (201, 202, 203, 204, 205, 206)
+ATTACKED_SEEDS = (201, 202, 203, 205, 214, 216)
 _QUIET_S = 2.0
 _PATIENCE_S = 150.0
 
@@ -99,7 +99,7 @@ def make_specimens(
 
 
 def _shows(seed: int) -> str:
-    return "opacity" if seed % 2 == 0 else "normal"
+    return "opacity" if seed % 2 == 0 else "no opacity"
 
 
 def attack(scorer: Scorer, seed: int) -> Specimen:

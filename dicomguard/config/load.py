@@ -16,7 +16,12 @@ from dicomguard.errors import ConfigError
 
 _PREFIX = "DICOMGUARD_"
 # Variables that speak to the tests or to the command line, not of the configuration.
-_NOT_CONFIG = frozenset({"DICOMGUARD_TEST_DATA", "DICOMGUARD_KILLS", "DICOMGUARD_CONFIG"})
+_NOT_CONFIG = frozenset(
+    {
+        *("DICOMGUARD_CONFIG", "DICOMGUARD_TEST_DATA", "DICOMGUARD_TEST_POSTGRES"),
+        *("DICOMGUARD_KILLS", "DICOMGUARD_FUZZ"),
+    }
+)
 
 _Path = tuple[str | int, ...]
 
