@@ -119,7 +119,7 @@ RECIPES = {
     "phantom": Recipe(
         name="phantom",
         labels=("no opacity", "opacity"),
-        alpha=0.005,
+        alpha=0.01,
         bits=(12,),
         settings=Settings(epochs=8, variants=4, batch=16, rate=7e-4, zoom=0.04, rotation=4.0, gamma=0.1, gain=0.05),
         cases=_phantoms({Split.TRAIN: 800, Split.VALIDATION: 160, Split.CALIBRATION: 320, Split.TEST: 200}),
