@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dicomguard.lab.adversaries import Adversaries
+from dicomguard.lab.benchmark import Bench
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.recipes import RECIPES
 from dicomguard.scoring import bundle, noise
@@ -44,3 +46,26 @@ def test_real_radiographs_are_read_classified_and_scored(data_dir: Path) -> None
     with torch.inference_mode():
         right = (scorer.logits(batch) >= 0).int().tolist() == [case.truth for case in cases]
     assert right
+
+
+@pytest.mark.slow
+def test_the_phantom_bundle_passes_clean_phantoms_and_catches_attacked_ones(tmp_path: Path) -> None:
+    scorer = Scorer.load(BUNDLES / "phantom")
+    thresholds = scorer.thresholds
+    assert thresholds is not None
+    cases = RECIPES["phantom"].cases(tmp_path, Split.TEST)[-4:]
+    bench = Bench(scorer, 12, tmp_path, lambda _: None)
+    adversaries = Adversaries(scorer, 12, tmp_path)
+    bench.measure_clean(cases)
+    bench.measure_attacks(cases, adversaries, 100)
+    assert scorer.calibration is not None
+    report = bench.report(cases, scorer.calibration)
+    assert report["accuracy"]["rate"] == 1.0
+    assert report["clean_flagged"]["hits"] == 0
+    assert report["attacked_flagged"]["count"] >= 2
+    assert report["attacked_flagged"]["rate"] == 1.0
+    # Other keys draw other noise; the verdicts stay.
+    batch = scorer.prepare([cases[0].image(12)])
+    for key in (b"one", b"two", b"three"):
+        (score,) = scorer.score(batch, [noise.seed(key, "1.2.3", 0, "", scorer.fingerprint, "noise-check")])
+        assert score.statistic <= thresholds.statistic
