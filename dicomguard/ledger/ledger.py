@@ -20,14 +20,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
 
 from dicomguard.association import AssociationEvent
-from dicomguard.decision import REFUSED, Decision, Disposition
+from dicomguard.decision import REFUSED, Decision, Disposition, Reason
 from dicomguard.errors import LedgerError, NotFoundError, ReviewError
 from dicomguard.ledger import rows, store, tables
 from dicomguard.ledger import verify as verification
 from dicomguard.ledger.chain import ChainKey, Extension, key_check, subkey
 from dicomguard.ledger.heads import Heads
-from dicomguard.ledger.records import Delivery, DeliveryState, Event, Problem, Review, RuledAction
-from dicomguard.study import key_of, utc_now
+from dicomguard.ledger.records import Delivery, DeliveryState, Event, KnownInstance, Problem, Review, RuledAction
+from dicomguard.study import Uid, key_of, utc_now
 
 _log = logging.getLogger(__name__)
 
@@ -152,33 +152,46 @@ class Ledger:
         return int(last or 0) + 1
 
     def is_held(self, study_uid: str) -> bool:
-        """True while any quarantine decision of the study was not released. A rejected study stays held."""
+        """True while the study is in quarantine; see `hold_reasons`."""
+        return bool(self.hold_reasons(study_uid))
+
+    def hold_reasons(self, study_uid: str) -> frozenset[Reason]:
+        """Why the study is in quarantine: the reasons of its quarantine decisions that nobody released.
+
+        Empty when it is not. A rejected study stays held. What its sender was told is refused holds nothing but itself,
+        and instances without a study have nothing in common.
+        """
+        if not study_uid:
+            return frozenset()
         decisions, reviews = tables.decisions, tables.reviews
         released = sa.select(reviews.c.decision_id).where(reviews.c.action == "release")
-        held = sa.and_(
+        query = sa.select(decisions.c.reasons).where(
             decisions.c.study_key == key_of(study_uid),
             decisions.c.disposition == Disposition.QUARANTINE.value,
             decisions.c.decision_id.not_in(released),
         )
         with self._reading() as connection:
-            return _first(connection, decisions.c.id, held) is not None
+            found = [frozenset(map(Reason, json.loads(text))) for text in connection.scalars(query)]
+        return frozenset().union(*(reasons for reasons in found if not reasons <= REFUSED))
 
-    def known_digests(self, sop_instance_uid: str) -> dict[str, str]:
-        """SHA-256 → the first decision's id, for every data set accepted under this SOP Instance UID.
+    def known_instances(self, sop_instance_uid: str) -> list[KnownInstance]:
+        """Every data set accepted under this SOP Instance UID, oldest first.
 
         What its sender was told is refused does not count: a UID that was claimed wrongly once stays free.
         """
         table = tables.decision_instances
-        query = sa.select(table.c.sha256, table.c.decision_id, table.c.reasons)
+        query = sa.select(
+            table.c.sha256, table.c.transfer_syntax_uid, table.c.decision_id, table.c.file_name, table.c.reasons
+        )
         with self._reading() as connection:
-            newest_first = connection.execute(
-                query.where(table.c.sop_key == key_of(sop_instance_uid)).order_by(table.c.id.desc())
+            found = connection.execute(
+                query.where(table.c.sop_key == key_of(sop_instance_uid)).order_by(table.c.id)
             ).all()
-        return {
-            str(sha256): str(decision_id)
-            for sha256, decision_id, reasons in newest_first
+        return [
+            KnownInstance(sha256, Uid(syntax), decision_id, name)
+            for sha256, syntax, decision_id, name, reasons in found
             if REFUSED.isdisjoint(json.loads(reasons))
-        }
+        ]
 
     # Reviews ---------------------------------------------------------------------------------------------------------
 

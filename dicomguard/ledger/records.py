@@ -56,6 +56,16 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownInstance:
+    """One data set that was accepted before. Two are the same when digest and transfer syntax are."""
+
+    sha256: str
+    transfer_syntax_uid: Uid
+    decision_id: str
+    file_name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Review:
     """A person's ruling on one quarantine decision: who, what, why, when."""
 

@@ -10,9 +10,10 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 from dicomguard.association import AssociationEvent
-from dicomguard.decision import Decision, Disposition, Fault, Reason, Verdict
+from dicomguard.decision import REFUSED, Decision, Disposition, Fault, Reason, Verdict
 from dicomguard.errors import LedgerError
 from dicomguard.ledger import Ledger
 from dicomguard.screen import evidence
@@ -25,6 +26,7 @@ from dicomguard.study import Instance, group_by_study, utc_now
 _log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
+_REVIEWS_EVERY_S = 30.0
 
 
 class Screener:
@@ -49,14 +51,22 @@ class Screener:
         self._monotonic = monotonic
         self._now = now
         self._retries: list[tuple[Claim, bool]] = []
+        self._next_reviews_s = 0.0
 
     def recover(self) -> int:
-        """Take up what a former run left behind. Returns how many claims. Called once, before the first step."""
+        """Take up what a former run left behind. Returns how many claims. To be done before the first step.
+
+        Raises LedgerError while the ledger is away; then nothing was counted, and it can be called again.
+        """
         self._finish_reviews()
         left = self._spool.claims()
+        undecided = [claim for claim in left if not self._ledger.decisions_of_claim(claim.claim_id)]
+        self._retries.clear()
         for claim in left:
-            if not self._finish_recorded(claim):
+            if claim in undecided:
                 self._strike(claim, is_overdue=False)
+            else:
+                self._retries.append((claim, False))  # decided: the next steps carry it out
         return len(left)
 
     def step(self) -> bool:
@@ -65,6 +75,9 @@ class Screener:
         Raises LedgerError while the ledger is away.
         """
         did = self._ingest_journal()
+        if self._monotonic() >= self._next_reviews_s:
+            self._next_reviews_s = self._monotonic() + _REVIEWS_EVERY_S
+            self._finish_reviews()
         if self._retries:
             retry, was_overdue = self._retries.pop(0)
             self._screen(retry, is_overdue=was_overdue)
@@ -91,12 +104,13 @@ class Screener:
         return did
 
     def _finish_reviews(self) -> None:
-        """Carry out rulings that were recorded, but whose files had not moved when somebody pulled the plug."""
+        """Carry out rulings whose files have not moved: the command was interrupted, or quicker than our own `hold`."""
         for review in self._ledger.reviews():
             if not self._spool.quarantined(review.decision_id):
                 continue
             if review.action == "release":
-                self._spool.release(review.decision_id, self._ledger.decision(review.decision_id).destinations)
+                queued = {d.destination for d in self._ledger.deliveries(decision_id=review.decision_id)}
+                self._spool.release(review.decision_id, sorted(queued))
             else:
                 self._spool.reject(review.decision_id)
 
@@ -112,6 +126,8 @@ class Screener:
             self._strike(claim, is_overdue=is_overdue)
 
     def _strike(self, claim: Claim, *, is_overdue: bool) -> None:
+        if not claim.folder.is_dir():
+            return  # somebody has put it elsewhere meanwhile; there is nothing here to screen
         if claim.attempt >= MAX_ATTEMPTS:
             self._spool.fail(claim)
             studies = sorted({i.study_instance_uid for i in claim.instances})
@@ -125,6 +141,7 @@ class Screener:
         """Carry out what was decided about this claim before a crash. False when nothing was."""
         decisions = self._ledger.decisions_of_claim(claim.claim_id)
         for decision in decisions:
+            self._announce(decision)
             self._route(claim, decision)
         if decisions:
             self._spool.finish(claim)
@@ -143,9 +160,8 @@ class Screener:
                 _log.warning("Study %s waited longer than study.deadline_s.", study.study_instance_uid)
                 self._ledger.record_event("overdue", study.study_instance_uid, {"claim_id": claim.claim_id})
             examined = self._examine(study.instances, conflicts, is_overdue=is_overdue)
-            standing = Standing(
-                self._ledger.next_version(study.study_instance_uid), self._ledger.is_held(study.study_instance_uid)
-            )
+            uid = study.study_instance_uid
+            standing = Standing(self._ledger.next_version(uid), self._ledger.hold_reasons(uid))
             made = decide_claim(claim.claim_id, examined, standing, self._rules, is_overdue=is_overdue, now=self._now())
             for decision in made:
                 self._keep_evidence(claim, decision, examined)
@@ -160,20 +176,24 @@ class Screener:
         """New instances, and those that contradict one that we have. Repeated transfers are dropped here."""
         fresh: list[Instance] = []
         conflicts: list[Instance] = []
-        seen: dict[str, str] = {}
+        seen: dict[str, tuple[str, str]] = {}
         for instance in claim.instances:
-            uid, digest = instance.sop_instance_uid, instance.receipt.sha256
-            known = self._ledger.known_digests(uid)
-            if digest in known and self._spool.drop_copy(claim, instance, known[digest]):
+            receipt = instance.receipt
+            if receipt.fault:
+                fresh.append(instance)  # refused: it claims a UID, it does not own it
+                continue
+            uid, this = receipt.sop_instance_uid, (receipt.sha256, str(receipt.transfer_syntax_uid))
+            known = self._ledger.known_instances(uid)
+            same = [k.decision_id for k in known if (k.sha256, k.transfer_syntax_uid) == this]
+            if any(self._spool.drop_copy(claim, instance, decision_id) for decision_id in same):
                 _log.info("Instance %s came again with the same bytes; one copy is kept.", uid)
                 continue
-            others = (set(known) | {seen.get(uid, digest)}) - {digest}
-            if others and not instance.receipt.fault:
+            others = {(k.sha256, str(k.transfer_syntax_uid)) for k in known} | {seen.get(uid, this)}
+            if others - {this}:
                 conflicts.append(instance)
             else:
                 fresh.append(instance)
-                if not instance.receipt.fault:
-                    seen.setdefault(uid, digest)
+                seen[uid] = this
         return fresh, conflicts
 
     def _examine(
@@ -210,8 +230,9 @@ class Screener:
         )
         if Reason.UID_CONFLICT in decision.reasons:
             uids = [i.sop_instance_uid for i in decision.instances]
-            self._ledger.record_event("uid_conflict", uid, {"decision_id": decision.decision_id, "instances": uids})
-        if decision.verdict is Verdict.SUSPECT and decision.version > 1:
+            self._alarm("uid_conflict", uid, {"decision_id": decision.decision_id, "instances": uids})
+        is_doubted = decision.verdict in {Verdict.SUSPECT, Verdict.INCONCLUSIVE}
+        if is_doubted and decision.version > 1 and REFUSED.isdisjoint(decision.reasons):
             released = {review.decision_id for review in self._ledger.reviews() if review.action == "release"}
             forwarded = [
                 earlier.decision_id
@@ -221,7 +242,12 @@ class Screener:
             ]
             if forwarded:
                 detail = {"decision_id": decision.decision_id, "forwarded_before": forwarded}
-                self._ledger.record_event("suspect_after_forward", uid, detail)
+                self._alarm("doubt_after_forward", uid, detail)
+
+    def _alarm(self, kind: str, uid: str, detail: dict[str, Any]) -> None:
+        """Record an alarm about a decision, once: what was interrupted after recording it comes by here again."""
+        if not any(event.detail.get("decision_id") == detail["decision_id"] for event in self._ledger.events(kind)):
+            self._ledger.record_event(kind, uid, detail)
 
     def _route(self, claim: Claim, decision: Decision) -> None:
         names = [instance.file_name for instance in decision.instances]

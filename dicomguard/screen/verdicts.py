@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from dicomguard.decision import (
+    ALWAYS_HELD,
     Decision,
     Disposition,
     InstanceDecision,
@@ -30,10 +31,10 @@ from dicomguard.study import Uid
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What the ledger knows of a study before this decision."""
+    """What the ledger knows of a study before this decision. `held_for`: why it is in quarantine; empty: it is not."""
 
     next_version: int
-    is_held: bool
+    held_for: frozenset[Reason]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +56,21 @@ def decide_claim(
     is_overdue: bool,
     now: datetime,
 ) -> list[Decision]:
-    """One decision for a study's instances; a second one for those that contradict an instance we already have.
+    """One decision for a study's instances, and one each for those that are refused and those that contradict others.
 
-    Such an instance says that somebody sent two data sets under one UID. It is held on its own, and from then on the
-    study is, until a person has looked.
+    A refused instance (its sender was told so) must not take the rest of its study with it. One that contradicts an
+    instance that we have says that somebody sent two data sets under one UID: it is held on its own, and from then on
+    the study is, until a person has looked.
     """
+    refused = [e for e in examined if e.instance.receipt.fault]
     conflicting = [e for e in examined if _has(e, Reason.UID_CONFLICT)]
-    plain = [e for e in examined if not _has(e, Reason.UID_CONFLICT)]
+    plain = [e for e in examined if e not in refused and e not in conflicting]
     decisions: list[Decision] = []
-    for group in (plain, conflicting):
+    for group in (plain, refused, conflicting):
         if group:
-            late = Standing(standing.next_version + len(decisions), standing.is_held)
+            late = Standing(
+                standing.next_version + len(decisions), standing.held_for if group is plain else frozenset()
+            )
             decisions.append(_decide(claim_id, group, late, rules, is_overdue=is_overdue, now=now))
     return decisions
 
@@ -78,8 +83,10 @@ def _decide(
     claim_id: str, examined: Sequence[Examined], standing: Standing, rules: Rules, *, is_overdue: bool, now: datetime
 ) -> Decision:
     instances = tuple(instance_decision(e, rules) for e in examined)
-    disposition, verdict, reasons = decide_study(instances, is_held=standing.is_held)
     mode: Mode = "enforce" if any(i.mode == "enforce" for i in instances) else "shadow"
+    # In shadow the detector's opinions hold nothing, also not through an earlier version; faults of a transfer do.
+    is_held = bool(standing.held_for if mode == "enforce" else standing.held_for & ALWAYS_HELD)
+    disposition, verdict, reasons = decide_study(instances, is_held=is_held)
     if is_overdue:
         reasons = (*reasons, Reason.OVERDUE)
         if rules.policy.overdue == "quarantine" and mode == "enforce":

@@ -182,7 +182,7 @@ def test_a_decision_is_ruled_on_once(ledger, make_decision):
         ledger.record_review("nobody", "release", "dr.b", "why not")
 
 
-def test_every_digest_under_a_uid_is_known_with_its_first_decision(ledger, make_decision):
+def test_every_data_set_under_a_uid_is_known_with_every_decision_about_it(ledger, make_decision):
     one = make_decision("1", instances=1)
     two = make_decision("1", version=2, instances=1)
     part, other = one.instances[0], two.instances[0]
@@ -190,9 +190,13 @@ def test_every_digest_under_a_uid_is_known_with_its_first_decision(ledger, make_
     again = make_decision("1", version=3, instances=0)
     again = type(again)(**{**{n: getattr(again, n) for n in again.__slots__}, "instances": (part, clash)})
     ledger.record_decisions([one, again])
-    known = ledger.known_digests(part.sop_instance_uid)
-    assert known == {part.sha256: one.decision_id, clash.sha256: again.decision_id}
-    assert ledger.known_digests("nobody") == {}
+    known = [(k.sha256, k.decision_id) for k in ledger.known_instances(part.sop_instance_uid)]
+    assert known == [
+        (part.sha256, one.decision_id),
+        (part.sha256, again.decision_id),
+        (clash.sha256, again.decision_id),
+    ]
+    assert ledger.known_instances("nobody") == []
 
 
 def test_deliveries_show_the_last_state_and_keep_the_history(ledger):
@@ -356,4 +360,15 @@ def test_a_uid_that_was_claimed_wrongly_once_stays_free(ledger, make_decision):
     decision = make_decision(instances=1)
     refused = dataclasses.replace(decision.instances[0], reasons=(Reason.UID_MISMATCH,))
     ledger.record_decisions([dataclasses.replace(decision, instances=(refused,))])
-    assert ledger.known_digests(refused.sop_instance_uid) == {}
+    assert ledger.known_instances(refused.sop_instance_uid) == []
+
+
+def test_a_refused_instance_does_not_hold_its_study_and_nothing_holds_what_has_no_study(ledger, make_decision):
+    refused = make_decision("1", disposition=HELD, reasons=(Reason.UID_MISMATCH,))
+    nowhere = make_decision("", disposition=HELD, reasons=(Reason.UNDECODABLE,))
+    ledger.record_decisions([refused, nowhere])
+    assert not ledger.is_held("1")
+    assert not ledger.is_held("")
+    conflict = make_decision("1", version=2, disposition=HELD, reasons=(Reason.UID_CONFLICT,))
+    ledger.record_decisions([conflict])
+    assert ledger.hold_reasons("1") == {Reason.UID_CONFLICT}

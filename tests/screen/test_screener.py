@@ -137,7 +137,7 @@ def test_a_quarantined_study_stays_so_for_late_images_until_it_is_released(site)
     site.screen(screener)
     third = site.decisions()[-1]
     assert (third.version, third.disposition) == (3, HELD)
-    (event,) = site.ledger.events("suspect_after_forward")
+    (event,) = site.ledger.events("doubt_after_forward")
     assert event.detail["forwarded_before"] == [first.decision_id, second.decision_id]
 
 
@@ -147,7 +147,7 @@ def test_a_suspect_image_after_a_forwarded_version_raises_an_alarm(site):
     site.send(SUSPECT, 2, study="1.2.3")
     site.screen(screener)
     assert [d.disposition for d in site.decisions()] == [FORWARD, HELD]
-    (event,) = site.ledger.events("suspect_after_forward")
+    (event,) = site.ledger.events("doubt_after_forward")
     assert event.detail["forwarded_before"] == [site.decisions()[0].decision_id]
 
 
@@ -221,7 +221,9 @@ def test_after_a_crash_a_recorded_decision_is_carried_out_and_not_made_again(sit
             site.screen(screener)
     assert len(site.decisions()) == 1
     assert outbound(site) == []
-    assert site.screener().recover() == 1
+    again = site.screener()
+    assert again.recover() == 1
+    again.step()
     assert len(site.decisions()) == 1
     assert len(outbound(site)) == 1
     assert site.spool.claims() == []
