@@ -19,7 +19,7 @@ _PREFIX = "DICOMGUARD_"
 _NOT_CONFIG = frozenset(
     {
         *("DICOMGUARD_CONFIG", "DICOMGUARD_TEST_DATA", "DICOMGUARD_TEST_POSTGRES"),
-        *("DICOMGUARD_KILLS", "DICOMGUARD_FUZZ"),
+        *("DICOMGUARD_KILLS", "DICOMGUARD_KILL_SEED", "DICOMGUARD_FUZZ", "DICOMGUARD_FUZZ_SEED"),
     }
 )
 
@@ -43,21 +43,55 @@ def parse(text: str, *, source: str, folder: Path, environ: Mapping[str, str]) -
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source} is no valid YAML: {' '.join(str(error).split())}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source} is nested too deeply.", advice="No key needs more than five levels.") from error
     lines: dict[_Path, int] = {}
-    data = {} if node is None else _value(node, (), lines, source)
+    data = {} if node is None else _value(node, (), lines, source, ())
     if not isinstance(data, dict):
         raise ConfigError(f"{source}, line 1: the file must hold keys such as 'node:' and 'peers:'.")
     overridden = _override(data, environ)
-    try:
-        config = Config.model_validate(data)
-    except ValidationError as error:
-        details = sorted(error.errors(), key=lambda detail: _line(_path(detail), lines))
-        raise ConfigError("\n".join(_explain(detail, lines, source, overridden) for detail in details)) from error
+    config, details = _validate(data)
+    if as_text := _values_as_text(details, overridden, environ):
+        for steps, name in as_text.items():
+            _set(data, steps, environ[name], name)
+        config, details = _validate(data)
+    if config is None:
+        details = sorted(details, key=lambda detail: _line(_path(detail), lines))
+        raise ConfigError("\n".join(_explain(detail, lines, source, overridden) for detail in details))
     return _resolve(config, folder)
 
 
-def _value(node: yaml.Node, path: _Path, lines: dict[_Path, int], source: str) -> Any:
+def _validate(data: dict[str, Any]) -> tuple[Config | None, list[Any]]:
+    """The configuration, or else everything that is wrong with it."""
+    try:
+        return Config.model_validate(data), []
+    except ValidationError as error:
+        return None, list(error.errors())
+
+
+def _values_as_text(
+    details: list[Any], overridden: Mapping[_Path, str], environ: Mapping[str, str]
+) -> dict[_Path, str]:
+    """Variables that YAML took for a number, a date or a truth value where that is wrong; they may be meant as text.
+
+    Nobody writes quotes into an environment variable: DICOMGUARD_NODE__AE_TITLE=123 is a title and no number.
+    """
+    wrong = {_path(detail) for detail in details}
+    return {
+        steps: name
+        for steps, name in overridden.items()
+        if any(path[: len(steps)] == steps for path in wrong)
+        and not isinstance(_read(environ[name]), dict | list | str)
+    }
+
+
+def _value(node: yaml.Node, path: _Path, lines: dict[_Path, int], source: str, within: tuple[int, ...]) -> Any:
     lines[path] = node.start_mark.line + 1
+    if id(node) in within:
+        raise ConfigError(
+            f"{source}, line {lines[path]}: an anchor (&) refers to itself here; write the value out instead."
+        )
+    within = (*within, id(node))
     if isinstance(node, yaml.MappingNode):
         found: dict[str, Any] = {}
         for key_node, value_node in node.value:
@@ -65,11 +99,11 @@ def _value(node: yaml.Node, path: _Path, lines: dict[_Path, int], source: str) -
             line = key_node.start_mark.line + 1
             if key in found:
                 raise ConfigError(f"{source}, line {line}: '{key}' stands here for the second time; keep one.")
-            found[key] = _value(value_node, (*path, key), lines, source)
+            found[key] = _value(value_node, (*path, key), lines, source, within)
             lines[(*path, key)] = line
         return found
     if isinstance(node, yaml.SequenceNode):
-        return [_value(item, (*path, index), lines, source) for index, item in enumerate(node.value)]
+        return [_value(item, (*path, index), lines, source, within) for index, item in enumerate(node.value)]
     loader = yaml.SafeLoader("")
     try:
         return loader.construct_object(node)
@@ -89,17 +123,23 @@ def _override(data: dict[str, Any], environ: Mapping[str, str]) -> dict[_Path, s
         if steps[0] not in Config.model_fields:
             known = ", ".join(f"{_PREFIX}{field.upper()}" for field in Config.model_fields)
             raise ConfigError(f"The environment variable {name} sets nothing that exists.", advice=f"Known: {known}.")
-        try:
-            value = yaml.safe_load(environ[name])
-        except yaml.YAMLError:
-            value = environ[name]
-        _set(data, steps, value, name)
-        overridden[steps] = name
+        overridden[_set(data, steps, _read(environ[name]), name)] = name
     return overridden
 
 
-def _set(data: dict[str, Any], steps: _Path, value: Any, name: str) -> None:
+def _read(text: str) -> Any:
+    """A variable's value as YAML means it; the text itself where it means nothing."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        return None if node is None else _value(node, (), {}, "", ())
+    except (yaml.YAMLError, RecursionError, ConfigError):
+        return text
+
+
+def _set(data: dict[str, Any], steps: _Path, value: Any, name: str) -> _Path:
+    """Put a value where a variable says. Returns the path with the keys as the file spells them."""
     here: Any = data
+    path: _Path = ()
     for step, following in zip(steps, (*steps[1:], None), strict=True):
         empty: Any = value if following is None else ([] if isinstance(following, int) else {})
         if isinstance(here, list) and isinstance(step, int) and step <= len(here):
@@ -113,9 +153,11 @@ def _set(data: dict[str, Any], steps: _Path, value: Any, name: str) -> None:
                 f"The environment variable {name} does not fit the file at '{step}'.",
                 advice="List items count from 0 without gaps.",
             )
-        if following is None:
-            here[step] = value
+        if following is None or here[step] is None:
+            here[step] = empty  # 'peers:' with nothing below it is as good as no such line
         here = here[step]
+        path = (*path, step)
+    return path
 
 
 def _real_key(mapping: Mapping[str, Any], step: str) -> str:
@@ -145,9 +187,26 @@ def _explain(detail: Any, lines: Mapping[_Path, int], source: str, overridden: M
         return f"{where}: '{dotted}' is missing; add it."
     if detail["type"] == "model_type":
         return f"{where}: '{dotted}' is a section; write keys below it: {', '.join(_fields(path))}."
+    if detail["type"] in {"tuple_type", "dict_type"}:
+        return f"{where}: {_wanted(path, detail['type'])}."
+    if detail["type"] == "string_type":
+        return f"{where}: {dotted}: text is meant here; put it in quotes (found: {detail['input']!r})."
     message = str(detail["msg"]).removeprefix("Value error, ")
-    shown = "" if isinstance(detail["input"], dict | list | BaseModel) else f" (found: {detail['input']!r})"
+    # A ledger's URL holds a password, and this goes to the log.
+    is_hidden = path == ("ledger",) or isinstance(detail["input"], dict | list | tuple | BaseModel)
+    shown = "" if is_hidden else f" (found: {detail['input']!r})"
     return f"{where}: {dotted + ': ' if dotted else ''}{message}{shown}."
+
+
+def _wanted(path: _Path, kind: str) -> str:
+    dotted = ".".join(map(str, path))
+    if kind == "dict_type":
+        return f"'{dotted}' holds keys; write them below it, such as 'Modality: [CR, DX]', or leave '{path[-1]}' out"
+    fields = _fields(path)
+    if not fields:
+        return f"'{dotted}' is a list; write [A, B], or leave '{path[-1]}' out"
+    item = ", ".join(f"{name}: ..." for name, field in fields.items() if field.is_required())
+    return f"'{dotted}' is a list; write one item a line below it, such as '- {{{item}}}', or '{path[-1]}: []' for none"
 
 
 def _fields(path: _Path) -> Mapping[str, Any]:

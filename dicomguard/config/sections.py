@@ -5,11 +5,13 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydicom.datadict import tag_for_keyword
 from pydicom.uid import RE_VALID_UID
+
+from dicomguard.config.own_host import is_this_host
 
 Action = Literal["forward", "quarantine"]
 
@@ -27,6 +29,24 @@ def _network(value: str) -> str:
         ipaddress.ip_network(value, strict=False)
     except ValueError as error:
         raise ValueError("write an IP address such as 10.1.2.3, or a network such as 10.1.2.0/24") from error
+    return value
+
+
+def _address(value: str) -> str:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError as error:
+        raise ValueError("write 0.0.0.0, for every address of this host, or one of its IP addresses") from error
+    return value
+
+
+def _host(value: str) -> str:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError as error:
+        # Underscores are no part of a host name by RFC 1123, and yet many a hospital's names have them.
+        if not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?", value):
+            raise ValueError("write a host name such as ai.example.org, or an IP address such as 10.1.2.9") from error
     return value
 
 
@@ -48,13 +68,53 @@ def _uid(value: str) -> str:
     return value
 
 
+def _one_or_more(value: Any) -> Any:
+    """`Modality: CR` means `Modality: [CR]`."""
+    return (value,) if isinstance(value, str) else value
+
+
+def _some(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values:
+        raise ValueError("an empty list fits no image; write the accepted values, such as [CR, DX], or leave it out")
+    return values
+
+
+def _database_url(value: str) -> str:
+    """What SQLAlchemy can take apart: `dialect[+driver]://[user[:password]@][host[:port]]/database[?options]`."""
+    found = re.fullmatch(
+        r"(?P<dialect>\w+)(?:\+\w+)?://(?:[^@/]*@)?(?:\[[^/?\]]+\]|[^/:?]*)(?::(?P<port>[^/?]*))?(?:/(?P<database>.*))?",
+        value,
+    )
+    if found is None or not re.fullmatch(r"\d*", found["port"] or ""):
+        raise ValueError(
+            "write a database URL such as sqlite:///ledger.db or postgresql+psycopg://user:password@host:5432/dicomguard"
+        )
+    if found["dialect"] == "sqlite" and (found["database"] or "").split("?")[0] in {"", ":memory:"}:
+        raise ValueError("the parts of the node share the ledger, so it needs a file; write sqlite:///ledger.db")
+    return value
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", value):
+        raise ValueError("write cpu, cuda, cuda:1 (a GPU by its number) or mps")
+    return value
+
+
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any) -> Any:
+        # YAML reads yes, on and true as one, and Python takes it for the number 1. No key here is a yes or a no.
+        if isinstance(value, bool):
+            raise ValueError("YAML reads this as true or false; write a number, or the text in quotes")  # noqa: TRY004  # pydantic shows ValueErrors
+        return value
 
 
 class NodeSection(_Section):
@@ -62,7 +122,7 @@ class NodeSection(_Section):
 
     ae_title: AeTitle = "DICOMGUARD"
     # Loopback until somebody decides otherwise: a fresh install listens to nobody else.
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_address)] = "127.0.0.1"
     port: Port = 11112  # IANA's registered port for DICOM
     # One Python process stores some 70 durable instances a second; two acceptors on one port nearly double that.
     acceptors: Annotated[int, Field(ge=1, le=32)] = 2
@@ -86,15 +146,28 @@ class StudySection(_Section):
 
     # C-STORE has no "all sent": a study is screened when nothing came for this long.
     quiet_s: Seconds = 10.0
-    # From the first instance's arrival to a decision; then an alarm is raised and policy.overdue acts.
-    deadline_s: Seconds = 600.0
+    # From the first instance's arrival to a decision; then an alarm is raised and policy.overdue acts. An hour, because
+    # a slow MR acquisition sends one image every few seconds for most of it, and that study is not late but unfinished.
+    deadline_s: Seconds = 3600.0
+
+    @model_validator(mode="after")
+    def _deadline_after_quiet(self) -> Self:
+        if self.quiet_s >= self.deadline_s:
+            raise ValueError(
+                f"deadline_s ({self.deadline_s:g}) must be longer than quiet_s ({self.quiet_s:g}): otherwise every"
+                " study is overdue before it counts as complete"
+            )
+        return self
 
 
 class BundleSection(_Section):
     """A protected model and the images that it is for."""
 
     path: Path
-    match: dict[Annotated[str, AfterValidator(_keyword)], tuple[str, ...]] = Field(default_factory=dict)
+    match: dict[
+        Annotated[str, AfterValidator(_keyword)],
+        Annotated[tuple[str, ...], BeforeValidator(_one_or_more), AfterValidator(_some)],
+    ] = Field(default_factory=dict)
     mode: Literal["enforce", "shadow"] = "enforce"
     # Optional pin: the node refuses to start when the bundle's fingerprint is another one.
     fingerprint: str | None = None
@@ -115,7 +188,7 @@ class DestinationSection(_Section):
 
     name: Annotated[str, AfterValidator(_name)]
     ae_title: AeTitle
-    host: str
+    host: Annotated[str, AfterValidator(_host)]
     port: Port
 
 
@@ -126,6 +199,14 @@ class DeliverySection(_Section):
     retry_max_s: Seconds = 900.0  # ... up to this; there is no last attempt
     connect_timeout_s: Seconds = 5.0
     response_timeout_s: Seconds = 60.0  # for one C-STORE response
+
+    @model_validator(mode="after")
+    def _first_before_longest(self) -> Self:
+        if self.retry_first_s > self.retry_max_s:
+            raise ValueError(
+                f"retry_first_s ({self.retry_first_s:g}) must not be longer than retry_max_s ({self.retry_max_s:g})"
+            )
+        return self
 
 
 class LimitsSection(_Section):
@@ -141,22 +222,43 @@ class LimitsSection(_Section):
     decoder_memory_mib: Annotated[int, Field(ge=512)] = 5120
 
 
+def _none_in_the_shade(bundles: tuple[BundleSection, ...]) -> tuple[BundleSection, ...]:
+    """The first bundle that fits an image screens it: one that stands behind a wider one would never be used."""
+    for later, narrower in enumerate(bundles):
+        for earlier, wider in enumerate(bundles[:later]):
+            if _fits_all_of(wider, narrower):
+                why = "its match is no narrower" if wider.match else "it has no match"
+                raise ValueError(
+                    f"bundle {later} is never used: bundle {earlier} stands before it and fits all that it fits"
+                    f" ({why}); write the narrower one first, or change a 'match' (they are counted from 0)"
+                )
+    return bundles
+
+
+def _fits_all_of(wider: BundleSection, narrower: BundleSection) -> bool:
+    """Every line of `wider` is a line of `narrower` too, and accepts whatever that one accepts."""
+    return all(
+        keyword in narrower.match and set(narrower.match[keyword]) <= set(accepted)
+        for keyword, accepted in wider.match.items()
+    )
+
+
 class Config(_Section):
     """The whole configuration. Relative paths have been resolved against the file they stand in."""
 
     data_dir: Path
-    ledger: str | None = None  # None: SQLite in data_dir
+    ledger: Annotated[str, AfterValidator(_database_url)] | None = None  # None: SQLite in data_dir
     node: NodeSection = NodeSection()
     peers: tuple[PeerSection, ...] = ()
     study: StudySection = StudySection()
     retention_days: Annotated[float, Field(ge=0)] = 14.0
-    bundles: tuple[BundleSection, ...] = ()
+    bundles: Annotated[tuple[BundleSection, ...], AfterValidator(_none_in_the_shade)] = ()
     policy: PolicySection = PolicySection()
     destinations: tuple[DestinationSection, ...] = ()
     delivery: DeliverySection = DeliverySection()
     limits: LimitsSection = LimitsSection()
-    # Where the protected models run; any torch device. Everything works on a CPU.
-    device: str = "cpu"
+    # Where the protected models run. Everything works on a CPU.
+    device: Annotated[str, AfterValidator(_device)] = "cpu"
     # "hashed": a keyed hash of the Patient ID. "plain": the ID itself. The patient's name is never stored.
     patient_id: Literal["hashed", "plain"] = "hashed"
     # 32 bytes in hexadecimal; made at the first start where missing. Everything that must not be guessed hangs on it.
@@ -195,4 +297,10 @@ class Config(_Section):
         names = [destination.name for destination in self.destinations]
         if len(set(names)) != len(names):
             raise ValueError("destinations: two destinations have the same name; give each its own")
+        for destination in self.destinations:
+            if destination.port == self.node.port and is_this_host(destination.host, self.node.host):
+                raise ValueError(
+                    f"destinations: '{destination.name}' is this node itself ({destination.host}:{destination.port});"
+                    " what it forwards would come back for ever; write the AI node's address"
+                )
         return self
