@@ -17,7 +17,7 @@ from dicomguard.errors import LedgerError
 
 _log = logging.getLogger(__name__)
 _IDLE_S = 0.2
-_LEDGER_AWAY_S = 2.0
+_TROUBLE_S = 2.0
 
 Supervised = Annotated[bool, typer.Option("--supervised", hidden=True, help="End when standard input does.")]
 
@@ -35,7 +35,7 @@ def serve(config: ConfigOption) -> None:
     settings = compose.read_config(config)
     compose.open_spool(settings)
     compose.site_key(settings)  # made once, before three children would race for it
-    compose.open_ledger(settings, "serve").close()  # likewise its tables
+    # The ledger is opened by the parts that need it, and they come back until it is there: reception does not wait.
     command = [sys.executable, "-m", "dicomguard"]
     path = str(config.resolve())
     names = ("receive", "screen", "deliver")
@@ -81,7 +81,10 @@ def screen(config: ConfigOption, supervised: Supervised = False) -> None:
             except LedgerError as error:
                 # Reception goes on meanwhile; nothing is decided that cannot be recorded.
                 _log.error("%s Trying again.", error)
-                pause_s = _LEDGER_AWAY_S
+                pause_s = _TROUBLE_S
+            except Exception:  # noqa: BLE001  # the top of the part's loop: the next step may well succeed
+                _log.exception("A step of the screener failed; it goes on.")
+                pause_s = _TROUBLE_S
 
 
 def deliver(config: ConfigOption, supervised: Supervised = False) -> None:

@@ -28,7 +28,6 @@ UNKNOWN_CALLER = Refusal(1, 1, 3, "calling AE title not permitted from this addr
 WRONG_CALLED = Refusal(1, 1, 7, "called AE title is not ours")
 WRONG_VERSION = Refusal(1, 2, 2, "protocol version not supported")
 WRONG_APPLICATION = Refusal(1, 1, 2, "application context not supported")
-NO_SPACE = Refusal(2, 3, 1, "the spool's volume is down to its reserve")
 TOO_MANY = Refusal(2, 3, 2, "as many associations as permitted")
 TOO_MANY_FROM_ADDRESS = Refusal(2, 3, 2, "as many associations as permitted from one address")
 NO_THREAD = Refusal(2, 3, 2, "the system has no thread or file descriptor left")

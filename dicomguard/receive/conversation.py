@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from dicomguard.association import AssociationEvent, AssociationKind
-from dicomguard.errors import OutOfSpaceError, SpoolError
 from dicomguard.receive import command as dimse
 from dicomguard.receive import pdu
-from dicomguard.receive.admission import NO_SPACE, UNKNOWN_ADDRESS, Admission, Refusal
+from dicomguard.receive.admission import UNKNOWN_ADDRESS, Admission, Refusal
 from dicomguard.receive.census import Census
 from dicomguard.receive.chronicle import Chronicle
 from dicomguard.receive.offer import VERIFICATION, Offer
@@ -147,7 +146,7 @@ class Conversation:
         if kind == pdu.ABORT:
             return AssociationKind.DROPPED, "aborted before it asked for an association"
         request = self._request = pdu.decode_associate_request(body)
-        refusal = house.admission.refusal(self._address, request) or self._no_space(request) or self._crowded()
+        refusal = house.admission.refusal(self._address, request) or self._crowded()
         if refusal is not None:
             return self._reject(refusal)
         self._association_id = uuid.uuid4().hex
@@ -165,15 +164,6 @@ class Conversation:
     def _reject(self, refusal: Refusal) -> tuple[AssociationKind, str]:
         self._last_words = pdu.encode_reject(refusal.result, refusal.source, refusal.reason)
         return AssociationKind.REJECTED, str(refusal)
-
-    def _no_space(self, request: pdu.AssociateRequest) -> Refusal | None:
-        if all(context.abstract_syntax == VERIFICATION for context in request.contexts):
-            return None  # an echo asks whether we are there, and we are
-        try:
-            self._house.incoming.check_space()
-        except (OutOfSpaceError, SpoolError, OSError):
-            return NO_SPACE
-        return None
 
     def _crowded(self) -> Refusal | None:
         return self._house.census.admit(

@@ -82,12 +82,23 @@ class Screener:
             retry, was_overdue = self._retries.pop(0)
             self._screen(retry, is_overdue=was_overdue)
             return True
-        for key, is_overdue in self._settling.due(self._monotonic()):
-            claim = self._spool.claim(key)
+        for due in self._settling.due(self._monotonic()):
+            claim = self._spool.claim(due.study_key)
             if claim is not None:
-                self._screen(claim, is_overdue=is_overdue)
+                if due.is_late:
+                    self._sound_late(claim, is_endless=due.is_endless)
+                self._screen(claim, is_overdue=due.is_endless)
                 return True
         return did
+
+    def _sound_late(self, claim: Claim, *, is_endless: bool) -> None:
+        detail = {"claim_id": claim.claim_id, "cause": "never quiet" if is_endless else "the screener was behind"}
+        for uid in sorted({instance.study_instance_uid for instance in claim.instances}):
+            _log.error("Study %s waited longer than study.deadline_s: %s.", uid, detail["cause"])
+            try:
+                self._ledger.record_event("overdue", uid, detail)
+            except LedgerError as error:
+                _log.error("%s The alarm stands in this log only.", error)
 
     def _ingest_journal(self) -> bool:
         did = False
@@ -126,6 +137,13 @@ class Screener:
             self._strike(claim, is_overdue=is_overdue)
 
     def _strike(self, claim: Claim, *, is_overdue: bool) -> None:
+        try:
+            self._count_strike(claim, is_overdue=is_overdue)
+        except OSError:
+            # One claim that cannot even be moved must not stop the others; the next start tries again.
+            _log.exception("Claim %s stays where it is: it cannot be moved.", claim.claim_id)
+
+    def _count_strike(self, claim: Claim, *, is_overdue: bool) -> None:
         if not claim.folder.is_dir():
             return  # somebody has put it elsewhere meanwhile; there is nothing here to screen
         if claim.attempt >= MAX_ATTEMPTS:
@@ -156,9 +174,6 @@ class Screener:
         fresh, conflicts = self._sort_out(claim)
         decisions = []
         for study in group_by_study((*fresh, *conflicts)):
-            if is_overdue:
-                _log.warning("Study %s waited longer than study.deadline_s.", study.study_instance_uid)
-                self._ledger.record_event("overdue", study.study_instance_uid, {"claim_id": claim.claim_id})
             examined = self._examine(study.instances, conflicts, is_overdue=is_overdue)
             uid = study.study_instance_uid
             standing = Standing(self._ledger.next_version(uid), self._ledger.hold_reasons(uid))

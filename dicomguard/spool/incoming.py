@@ -1,6 +1,6 @@
 """The receiving end of the spool: the only part of it that the receiver is handed.
 
-An instance is written to `receiving/`, sealed with its receipt, fsynced, renamed into `incoming/<study>/` and the
+An instance is written to `receiving/`, sealed with its receipt, fsynced, linked into `incoming/<study>/` and the
 folder fsynced; only then may the receiver answer 0x0000. No partial file ever stands under a final name.
 """
 
@@ -12,7 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from dicomguard.spool import envelope
 from dicomguard.study import Instance, Receipt, key_of, study_key
 
 SUFFIX = ".dcm"
+_KNOWN_FOLDERS = 4096
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 
 
@@ -43,19 +44,43 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+class _DurableFolders:
+    """Which study folders are known to be durable themselves, so that `incoming/` is not synced for every instance.
+
+    A folder that was removed and made again is another one: it is known by its inode. Thread-safe enough: at worst a
+    folder is synced twice.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        self._parent = parent
+        self._known: dict[str, int] = {}
+
+    def ensure(self, folder: Path) -> None:
+        """Raises FileNotFoundError when the folder is gone."""
+        inode = folder.stat().st_ino
+        if self._known.get(folder.name) != inode:
+            fsync_folder(self._parent)
+            if len(self._known) >= _KNOWN_FOLDERS:
+                self._known.clear()
+            self._known[folder.name] = inode
+
+
 class Part:
     """An instance while it is being received. Not thread-safe; one association writes one part at a time.
 
     After `commit` or `discard` the object is spent. `size_bytes` and `sha256` are those of the data set so far.
     """
 
-    def __init__(self, path: Path, descriptor: int, head: bytes, slot_offset: int, incoming: Path) -> None:
+    def __init__(
+        self, path: Path, descriptor: int, head: bytes, slot_offset: int, incoming: Path, durable: _DurableFolders
+    ) -> None:
         self.path = path
         self.data_offset = len(head)
         self.size_bytes = 0
         self._descriptor = descriptor
         self._slot_offset = slot_offset
         self._incoming = incoming
+        self._durable = durable
         self._digest = hashlib.sha256()
 
     @property
@@ -79,26 +104,30 @@ class Part:
         name, so a repeated transfer leaves one copy. Raises OutOfSpaceError or SpoolError; the caller then discards.
         """
         receipt = replace(receipt, sha256=self._digest.hexdigest(), size_bytes=self.size_bytes)
+        # What is one file must be the same in everything that matters: the bytes, what they are said to be, and whether
+        # they were refused. Else a later transfer would change the standing of one that is acknowledged.
+        said = (receipt.sop_instance_uid, receipt.sop_class_uid, receipt.transfer_syntax_uid, receipt.fault)
         folder = self._incoming / study_key(receipt.study_instance_uid)
-        target = folder / f"{key_of(receipt.sop_instance_uid)}-{receipt.sha256[:32]}{SUFFIX}"
+        target = folder / f"{key_of(chr(0).join(said))}-{receipt.sha256[:32]}{SUFFIX}"
         with _space_errors():
             os.pwrite(self._descriptor, envelope.slot(receipt), self._slot_offset)
             os.fsync(self._descriptor)
             self._show(folder, target)
+            self.path.unlink()
         os.close(self._descriptor)
         self._descriptor = -1
         return Instance(target, self.data_offset, receipt)
 
     def _show(self, folder: Path, target: Path) -> None:
-        # The screener removes a study's folder once it is empty: between our mkdir and our rename it may be gone again.
+        # The screener removes a study's folder once it is empty: between our mkdir and our link it may be gone again.
         for _ in range(100):
-            try:
+            with suppress(FileExistsError):
                 folder.mkdir(mode=0o700)
-                fsync_folder(self._incoming)
-            except FileExistsError:
-                pass
             try:
-                self.path.rename(target)
+                self._durable.ensure(folder)
+                os.link(self.path, target)
+            except FileExistsError:
+                pass  # the same transfer again; the first is synced, and so will its folder be
             except FileNotFoundError as error:
                 if self.path.exists():
                     continue
@@ -133,6 +162,7 @@ class Incoming:
     ) -> None:
         self._receiving = root / "receiving"
         self._incoming = root / "incoming"
+        self._durable = _DurableFolders(self._incoming)
         self._reserve_bytes = reserve_bytes
         self._free_bytes = free_bytes
 
@@ -141,7 +171,7 @@ class Incoming:
         if self._free_bytes(self._receiving) < self._reserve_bytes:
             raise OutOfSpaceError(
                 f"The spool's volume has less than {self._reserve_bytes // 2**20} MiB left.",
-                advice="Free space, or deliver and release what waits.",
+                advice="Free some; 'dicomguard quarantine purge' and 'failed purge' remove what nobody needs.",
             )
 
     def begin(self, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, calling_ae: str) -> Part:
@@ -150,7 +180,7 @@ class Incoming:
         path = self._receiving / f"{uuid.uuid4().hex}.part"
         with _space_errors():
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        part = Part(path, descriptor, head, slot_offset, self._incoming)
+        part = Part(path, descriptor, head, slot_offset, self._incoming, self._durable)
         try:
             with _space_errors():
                 os.write(descriptor, head)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+_NEW = ".new"
 _OPEN = ".open"
 _CLOSED = ".jsonl"
 _ROTATE_LINES = 500
@@ -27,6 +28,7 @@ class JournalWriter:
         self._folder = root / "journal"
         self._lock = threading.Lock()
         self._file: TextIO | None = None
+        self._path = self._folder
         self._lines = 0
 
     def append(self, event: Mapping[str, Any]) -> None:
@@ -46,19 +48,23 @@ class JournalWriter:
 
     def _open(self) -> TextIO:
         # Held open for as long as the receiver writes to it; closed by _close.
-        file = (self._folder / f"{uuid.uuid4().hex}{_OPEN}").open("x", encoding="ascii")
+        # Locked before it has the name that the screener looks for: else it could be adopted in between.
+        path = self._folder / f"{uuid.uuid4().hex}{_NEW}"
+        file = path.open("x", encoding="ascii")
         fcntl.flock(file, fcntl.LOCK_EX)
+        self._path = path.rename(path.with_suffix(_OPEN))
         self._file = file
         self._lines = 0
         return file
 
     def _close(self) -> None:
-        if self._file is not None:
-            path = Path(self._file.name)
-            os.fsync(self._file.fileno())
-            path.rename(path.with_suffix(_CLOSED))
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            try:
+                os.fsync(file.fileno())
+                self._path.rename(self._path.with_suffix(_CLOSED))
+            finally:
+                file.close()
 
 
 def finished(root: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:

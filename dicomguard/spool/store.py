@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import time
 import uuid
@@ -45,6 +46,7 @@ _FOLDERS = (
     "locks",
 )
 EVIDENCE = "evidence"
+_CLAIM = re.compile(r"(?:[0-9a-f]{32}|unidentified)\.[0-9a-f]{32}(?:\.[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,19 @@ class Claim:
     folder: Path
     instances: tuple[Instance, ...]
     strangers: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A study whose turn it is. `is_late`: it has waited for longer than the deadline, which raises an alarm.
+
+    `is_endless`: because it did not fall quiet in time, and not because the screener was behind. Only then does
+    `policy.overdue` act: what merely waited in our own queue is screened like everything else.
+    """
+
+    study_key: StudyKey
+    is_late: bool
+    is_endless: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +158,7 @@ class Spool:
             names = sorted(entry.name for entry in source.iterdir())
         except FileNotFoundError:
             names = []
+        fsync_folder(folder.parent)
         moved = [name for name in names if _move(source / name, folder / name)]
         _remove_if_empty(source)
         if not moved:
@@ -153,8 +169,7 @@ class Spool:
 
     def claims(self) -> list[Claim]:
         """Claims that a former run left behind, oldest first."""
-        folders = sorted(_folders(self.root / "claimed"), key=_mtime)
-        return [_open_claim(folder) for folder in folders]
+        return _open_claims(self.root / "claimed")
 
     def next_attempt(self, claim: Claim) -> Claim:
         """Count one more attempt, durably, before it is made."""
@@ -166,8 +181,13 @@ class Spool:
     def fail(self, claim: Claim) -> Path:
         """Give a claim up after its last attempt: `failed/`, for a person to look at."""
         target = self.root / "failed" / f"{claim.study_key}.{claim.claim_id}"
-        claim.folder.rename(target)
+        target.mkdir(mode=0o700, exist_ok=True)  # something of this claim may have been set aside there already
+        for path in [*(instance.path for instance in claim.instances), *claim.strangers]:
+            _move(path, target / path.name)
+        shutil.rmtree(claim.folder / EVIDENCE, ignore_errors=True)
+        fsync_folder(target)
         fsync_folder(target.parent)
+        _remove_if_empty(claim.folder)
         return target
 
     def set_aside(self, claim: Claim, strangers: Sequence[Path]) -> None:
@@ -182,7 +202,11 @@ class Spool:
         """Add a file to the evidence of a decision to be; it travels with the instances into quarantine."""
         folder = claim.folder / EVIDENCE / decision_id
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
+        with (folder / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        fsync_folder(folder)
 
     # --- from claimed to where the decision says
 
@@ -326,7 +350,7 @@ class Spool:
 
     def failed(self) -> list[Claim]:
         """Claims that were given up."""
-        return [_open_claim(folder) for folder in sorted(_folders(self.root / "failed"), key=_mtime)]
+        return _open_claims(self.root / "failed")
 
     def requeue(self, claim: Claim) -> int:
         """Put a failed claim's instances back into `incoming/`, to be screened as if they had just come."""
@@ -357,19 +381,21 @@ class Settling:
         self._deadline_s = deadline_s
         self._seen: dict[StudyKey, Quiet] = {}
 
-    def due(self, now_s: float) -> list[tuple[StudyKey, bool]]:
-        """Studies with nothing new for `quiet_s`, or waiting for longer than `deadline_s`; and whether the latter.
+    def due(self, now_s: float) -> list[Due]:
+        """Studies with nothing new for `quiet_s`, and those that never get there within `deadline_s`.
 
         Longest waiting first. The timers start over with the process: time that the node was down does not count.
         """
         arrivals = self._spool.arrivals()
         self._seen = {key: observe(self._seen.get(key), names, now_s) for key, names in arrivals.items()}
-        found = [
-            (quiet.first_s, key, is_overdue(quiet, now_s, self._deadline_s))
-            for key, quiet in self._seen.items()
-            if is_settled(quiet, now_s, self._quiet_s) or is_overdue(quiet, now_s, self._deadline_s)
-        ]
-        return [(key, overdue) for _, key, overdue in sorted(found)]
+        found = []
+        for key, quiet in self._seen.items():
+            is_late = is_overdue(quiet, now_s, self._deadline_s)
+            has_settled = is_settled(quiet, now_s, self._quiet_s)
+            if has_settled or is_late:
+                in_time = quiet.since_s + self._quiet_s <= quiet.first_s + self._deadline_s
+                found.append((quiet.first_s, Due(key, is_late=is_late, is_endless=is_late and not in_time)))
+        return [due for _, due in sorted(found, key=lambda pair: pair[0])]
 
 
 def find_failed(spool: Spool, claim_id: str) -> Claim:
@@ -380,6 +406,11 @@ def find_failed(spool: Spool, claim_id: str) -> Claim:
             f"{len(matches) or 'No'} failed claim(s) begin with '{claim_id}'.", advice="See 'dicomguard failed list'."
         )
     return matches[0]
+
+
+def _open_claims(parent: Path) -> list[Claim]:
+    """Oldest first; folders that are no claims of ours are left alone."""
+    return [_open_claim(folder) for folder in sorted(_folders(parent), key=_mtime) if _CLAIM.fullmatch(folder.name)]
 
 
 def _open_claim(folder: Path) -> Claim:

@@ -212,6 +212,78 @@ def test_an_unreadable_file_in_the_spool_is_set_aside_and_reported(site):
     assert [p.name for claim in site.spool.failed() for p in claim.strangers] == ["core"]
 
 
+def test_a_ledger_that_goes_away_during_recovery_costs_nobody_anything(site, monkeypatch):
+    for seed in (1, 2):
+        site.send(CLEAN, seed)
+        site.spool.claim(next(iter(site.spool.arrivals())))
+    screener = site.screener()
+    asked = iter([[], None])
+
+    def sometimes(_claim_id):
+        if (answer := next(asked)) is None:
+            raise LedgerError("database is locked")
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site.ledger, "decisions_of_claim", sometimes)
+        with pytest.raises(LedgerError):
+            screener.recover()
+    assert screener.recover() == 2
+    while screener.step():
+        pass
+    assert [d.verdict for d in site.decisions()] == [Verdict.CLEAN, Verdict.CLEAN]
+    assert len(outbound(site)) == 2
+
+
+def test_a_refused_transfer_does_not_hold_the_correct_one(site):
+    whole = site.send(CLEAN, 1, study="1.2.3")
+    site.put(b"anything", str(whole.sop_instance_uid), "1.2.3", fault="uid_mismatch")
+    screener = site.screen()
+    site.send(CLEAN, 2, study="1.2.3")
+    site.screen(screener)
+    assert [(d.disposition, d.verdict) for d in site.decisions()] == [
+        (FORWARD, Verdict.CLEAN),
+        (HELD, Verdict.INCONCLUSIVE),
+        (FORWARD, Verdict.CLEAN),
+    ]
+
+
+def test_shadow_lets_late_images_pass_what_enforce_has_held(site):
+    site.send(SUSPECT, 1, study="1.2.3")
+    site.screen()
+    site.mode = "shadow"
+    site.send(CLEAN, 2, study="1.2.3")
+    site.screen()
+    assert [d.disposition for d in site.decisions()] == [HELD, FORWARD]
+
+
+def test_a_release_that_was_quicker_than_the_move_is_carried_out_later(site, monkeypatch):
+    site.send(SUSPECT)
+    hold = site.spool.hold
+
+    def release_first(claim, decision_id, names):
+        Quarantine(site.spool, site.ledger, ["ai"]).release(decision_id, actor="dr", reason="artefact")
+        hold(claim, decision_id, names)
+
+    monkeypatch.setattr(site.spool, "hold", release_first)
+    screener = site.screen()
+    assert outbound(site) == []
+    site.now_s += 60
+    screener.step()
+    assert len(outbound(site)) == 1
+
+
+def test_a_study_that_waited_for_a_busy_screener_is_screened_like_any_other(site):
+    screener = site.screener()
+    site.send()
+    screener.step()
+    site.now_s += 500
+    screener.step()
+    (decision,) = site.decisions()
+    assert (decision.disposition, decision.reasons) == (FORWARD, ())
+    assert site.ledger.events("overdue")[0].detail["cause"] == "the screener was behind"
+
+
 def test_after_a_crash_a_recorded_decision_is_carried_out_and_not_made_again(site, monkeypatch):
     site.send()
     screener = site.screener()

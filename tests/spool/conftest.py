@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,7 @@ def put(spool):
     """Receive an instance as the receiver does."""
     incoming = spool.incoming(reserve_bytes=0)
 
-    def receive(sop="1.2.3.4", study="1.2.3", data=b"data", fault=""):
+    def receive(sop="1.2.3.4", study="1.2.3", data=b"data", fault="", **said):
         part = incoming.begin(
             sop_class_uid="1.2.840.10008.5.1.4.1.1.1.1",
             sop_instance_uid=sop,
@@ -26,7 +27,7 @@ def put(spool):
             calling_ae="CT1",
         )
         part.write(data)
-        return part.commit(receipt(sop, study, fault))
+        return part.commit(replace(receipt(sop, study, fault), **said))
 
     return receive
 

@@ -55,6 +55,28 @@ def test_the_same_bytes_again_are_one_file_and_other_bytes_are_two(put, spool):
     assert {len(names) for names in spool.arrivals().values()} == {2}
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"fault": "uid_mismatch"},
+        {"transfer_syntax_uid": "1.2.840.10008.1.2.4.50"},
+        {"sop_class_uid": "1.2.840.10008.5.1.4.1.1.2"},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_the_same_bytes_said_to_be_something_else_do_not_touch_what_is_acknowledged(put, other):
+    first = put()
+    second = put(**other)
+    assert second.path != first.path
+    assert envelope.read(first.path) == first
+
+
+def test_a_repeated_transfer_leaves_the_receipt_of_the_first(put):
+    first = put()
+    put(calling_ae="SOMEBODY_ELSE")
+    assert envelope.read(first.path).receipt.calling_ae == "CT1"
+
+
 def test_a_hundred_at_once_of_the_same_are_one_file(put, spool):
     with ThreadPoolExecutor(16) as pool:
         paths = set(pool.map(lambda _: put().path, range(100)))

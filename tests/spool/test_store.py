@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from dicomguard.errors import NotFoundError, SpoolError
 from dicomguard.spool import journal
-from dicomguard.spool.store import Settling, Spool, find_failed
+from dicomguard.spool.store import Due, Settling, Spool, find_failed
 from dicomguard.study import study_key
 from tests.spool.conftest import receipt
 
@@ -179,13 +179,43 @@ def test_a_study_is_due_when_it_has_been_quiet_or_has_waited_too_long(spool, put
     put("1.3", data=b"3")
     assert settling.due(20) == []
     put("1.4", data=b"4")
-    assert settling.due(26) == [(KEY, True)]
+    assert settling.due(26) == [Due(KEY, is_late=True, is_endless=True)]
     assert Settling(spool, quiet_s=10, deadline_s=25).due(0) == []
     spool.claim(KEY)
     assert settling.due(27) == []
     put("1.5", data=b"5")
     assert settling.due(28) == []
-    assert settling.due(38) == [(KEY, False)]
+    assert settling.due(38) == [Due(KEY, is_late=False, is_endless=False)]
+    # It fell quiet in time, and only the screener was behind.
+    assert settling.due(60) == [Due(KEY, is_late=True, is_endless=False)]
+
+
+def test_a_claim_of_which_something_was_set_aside_can_still_fail(spool, put):
+    put()
+    (spool.root / "incoming" / KEY / "notes.txt").write_text("hello")
+    claim = spool.claim(KEY)
+    spool.set_aside(claim, claim.strangers)
+    (spool.root / "failed" / "a.b.c").mkdir()
+    spool.fail(spool.claims()[0])
+    (failed,) = spool.failed()
+    assert (len(failed.instances), [path.name for path in failed.strangers]) == (1, ["notes.txt"])
+    assert spool.claims() == []
+
+
+def test_a_journal_file_is_not_adopted_before_it_is_locked(spool, monkeypatch):
+    writer = journal.JournalWriter(spool.root)
+    lock = journal.fcntl.flock
+
+    def look_first(file, how):
+        assert list(journal.finished(spool.root)) == []
+        lock(file, how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.fcntl, "flock", look_first)
+        writer.append({"n": 1})
+    assert list(journal.finished(spool.root)) == []
+    writer.rotate()
+    assert [events for _, events in journal.finished(spool.root)] == [[{"n": 1}]]
 
 
 def test_journal_files_reach_the_screener_once_closed_or_orphaned(spool):
