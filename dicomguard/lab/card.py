@@ -66,8 +66,8 @@ def text(recipe: Recipe, folder: Path, calibration: Calibration, reports: Sequen
             "(expectation over the noise) can pass; no such attack is part of these figures."
         ),
         "- Attacks of a larger, fixed strength, other attack families and other scanners were not measured here.",
-        "- Test images come from the same source as the calibration. On images of another source (for chest-xray already "
-        "the official test split, which is known to differ) expect lower accuracy and more alarms: calibrate on the site.",
+        "- Test images come from the same source as the calibration ones. On another source expect lower accuracy",
+        "  and more alarms (for chest-xray the official test split is known to differ): calibrate on the site.",
         (
             "- An image that the classifier finds hard is flagged far more often than others (see the rows on "
             "misclassified and least confident images)."
