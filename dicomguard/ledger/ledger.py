@@ -26,13 +26,23 @@ from dicomguard.ledger import rows, store, tables
 from dicomguard.ledger import verify as verification
 from dicomguard.ledger.chain import ChainKey, Extension, key_check, subkey
 from dicomguard.ledger.heads import Heads
-from dicomguard.ledger.records import Delivery, DeliveryState, Event, KnownInstance, Problem, Review, RuledAction
+from dicomguard.ledger.records import (
+    ALARMS,
+    Delivery,
+    DeliveryState,
+    Event,
+    KnownInstance,
+    Problem,
+    Review,
+    RuledAction,
+)
 from dicomguard.study import Uid, key_of, utc_now
 
 _log = logging.getLogger(__name__)
 
 TRUNCATED_EVENT: Final = "ledger_truncated"
 _PAGE_ROWS: Final = 200
+_LOGGED_CHARACTERS: Final = 500  # an alarm about a study of thousands of images must not fill the log
 _WRITER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -71,6 +81,11 @@ class Ledger:
         tips = None if heads is None else Heads(heads, subkey(chain_key, "heads"))
         return cls(engine, name, ChainKey(chain_key, ledger_id), writer, tips)
 
+    @staticmethod
+    def is_there(url: str) -> bool:
+        """False when `url` is an SQLite file that does not exist yet. Makes nothing. Raises LedgerError."""
+        return store.is_there(url)
+
     def __enter__(self) -> Self:
         return self
 
@@ -102,7 +117,7 @@ class Ledger:
                         row, instances = rows.from_decision(decision)
                         chain.append(tables.decisions, row, instances)
                         if decision.disposition is Disposition.FORWARD:
-                            _queue(chain, decision)
+                            _queue(chain, decision, decision.destinations)
         return [recorded for claim in claims for recorded in self.decisions_of_claim(claim)]
 
     def decisions_of_claim(self, claim_id: str) -> list[Decision]:
@@ -195,8 +210,18 @@ class Ledger:
 
     # Reviews ---------------------------------------------------------------------------------------------------------
 
-    def record_review(self, decision_id: str, action: RuledAction, actor: str, reason: str) -> Review:
-        """Record a person's ruling on a quarantine decision; a release queues its instances for their destinations.
+    def record_review(
+        self,
+        decision_id: str,
+        action: RuledAction,
+        actor: str,
+        reason: str,
+        destinations: Sequence[str] | None = None,
+    ) -> Review:
+        """Record a person's ruling on a quarantine decision; a release queues its instances for `destinations`.
+
+        None: those that the decision recorded. What is queued here is what the release stands for from now on: whoever
+        finishes an interrupted one reads it back with `deliveries`.
 
         Raises:
             NotFoundError: there is no such decision.
@@ -227,7 +252,7 @@ class Ledger:
                 )
             chain.append(tables.reviews, rows.from_review(review))
             if action == "release":
-                _queue(chain, decision)
+                _queue(chain, decision, decision.destinations if destinations is None else destinations)
         return review
 
     def reviews(self, decision_id: str | None = None) -> list[Review]:
@@ -301,9 +326,15 @@ class Ledger:
         return [rows.to_association(row) for row in self._rows(tables.associations, limit=limit)]
 
     def record_event(self, kind: str, subject_uid: str, detail: Mapping[str, Any]) -> None:
-        """Record an alarm, a removal, a failure. `detail` must be JSON-ready and hold no patient data."""
+        """Record an alarm, a removal, a failure. `detail` must be JSON-ready and hold no patient data.
+
+        An alarm (`records.ALARMS`) is logged as an error too, so that what watches the log hears of it.
+        """
         with self._writing() as (_, chain):
             chain.append(tables.events, _event_row(kind, subject_uid, detail))
+        if kind in ALARMS:
+            about = f" for {subject_uid}" if subject_uid else ""
+            _log.error("Alarm %s%s: %s", kind, about, tables.to_text(dict(detail))[:_LOGGED_CHARACTERS])
 
     def events(self, kind: str | None = None, limit: int | None = None) -> list[Event]:
         """Events, oldest first; with `limit` the newest so many of them."""
@@ -334,7 +365,7 @@ class Ledger:
             before = chain.seq
             if chain.is_cut:
                 _log.critical(
-                    "The end of the ledger's chain %s was cut off; run 'dicomguard verify' and keep the file.",
+                    "Alarm ledger_truncated: chain %s lost its end; run 'dicomguard verify' and keep the file.",
                     self._writer,
                 )
                 chain.append(tables.events, _event_row(TRUNCATED_EVENT, "", {"writer": self._writer, "seq": before}))
@@ -376,8 +407,8 @@ def _first(connection: Connection, column: sa.ColumnElement[Any], condition: sa.
     return connection.scalar(sa.select(column).where(condition).limit(1))
 
 
-def _queue(chain: Extension, decision: Decision) -> None:
-    for destination in decision.destinations:
+def _queue(chain: Extension, decision: Decision, destinations: Sequence[str]) -> None:
+    for destination in destinations:
         for instance in decision.instances:
             queued = Delivery(
                 decision.decision_id,

@@ -5,11 +5,20 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from dicomguard.study import Uid, utc_now
 
 RuledAction = Literal["release", "reject"]
+
+# Kinds of events that somebody must hear of: logged as errors when they are recorded, marked where events are shown.
+ALARMS: Final = frozenset(
+    {
+        *("uid_conflict", "doubt_after_forward", "overdue", "screening_failed", "stranger_in_spool"),
+        *("unknown_outbound", "altered_in_spool", "damaged_in_spool", "delivery_dead"),
+        *("destination_failing", "destination_overdue", "ledger_truncated"),
+    }
+)
 
 
 class DeliveryState(StrEnum):
@@ -92,9 +101,14 @@ class Event:
     at: datetime
     writer: str
 
+    @property
+    def is_alarm(self) -> bool:
+        """True when somebody must hear of it."""
+        return self.kind in ALARMS
+
     def to_json(self) -> dict[str, Any]:
         """A plain mapping for JSON."""
-        return {**asdict(self), "at": self.at.isoformat()}
+        return {**asdict(self), "at": self.at.isoformat(), "alarm": self.is_alarm}
 
 
 ProblemKind = Literal["edited", "missing", "unlinked", "duplicate", "truncated", "heads", "orphan", "schema", "corrupt"]

@@ -56,6 +56,15 @@ def open_engine(url: str, *, busy_timeout_s: float) -> Engine:
     return engine
 
 
+def is_there(url: str) -> bool:
+    """False when `url` names an SQLite file that does not exist. A server is not asked: that is for opening."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return True  # opening it says what is wrong with it
+    return parsed.get_backend_name() != "sqlite" or not _is_file(parsed) or Path(parsed.database or "").is_file()
+
+
 @contextlib.contextmanager
 def speaking_plainly(name: str) -> Iterator[None]:
     """Turn the database's errors into `LedgerError` with advice. Statements and their values are left out."""
@@ -104,10 +113,14 @@ def _advice(said: str, error: DBAPIError) -> str:
     return "Nothing was recorded. Check that the database server runs and can be reached."
 
 
+def _is_file(url: URL) -> bool:
+    return bool(url.database) and url.database != ":memory:" and not str(url.database).startswith("file:")
+
+
 def _make_private_file(url: URL, name: str) -> None:
-    if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+    if not _is_file(url):
         return
-    path = Path(url.database)
+    path = Path(url.database or "")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # WAL and shared-memory files take over the mode of the database file.

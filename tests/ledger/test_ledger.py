@@ -170,6 +170,35 @@ def test_an_incomplete_review_is_refused(ledger, make_decision, action, actor, r
     assert ledger.is_held("1")
 
 
+def test_a_release_queues_for_the_destinations_it_is_given(ledger, make_decision):
+    one, two = (make_decision("1", version=v, disposition=HELD, destinations=("ai", "old")) for v in (1, 2))
+    ledger.record_decisions([one, two])
+    ledger.record_review(one.decision_id, "release", "dr.a", "artefact", ["ai", "new"])
+    ledger.record_review(two.decision_id, "release", "dr.a", "artefact")
+    assert {d.destination for d in ledger.deliveries(decision_id=one.decision_id)} == {"ai", "new"}
+    assert {d.destination for d in ledger.deliveries(decision_id=two.decision_id)} == {"ai", "old"}
+
+
+def test_an_alarm_is_logged_as_an_error_and_marked(ledger, caplog):
+    ledger.record_event("retention_removed", "1.2", {})
+    assert caplog.records == []
+    ledger.record_event("uid_conflict", "1.2", {"n": list(range(1000))})
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "uid_conflict for 1.2" in record.getMessage()
+    assert len(record.getMessage()) < 600
+    assert [event.to_json()["alarm"] for event in ledger.events()] == [False, True]
+
+
+def test_a_ledger_that_is_not_there_yet_is_not_made_by_asking(tmp_path):
+    path = tmp_path / "none" / "ledger.db"
+    assert not Ledger.is_there(f"sqlite:///{path}")
+    assert not path.parent.exists()
+    Ledger.open(f"sqlite:///{path}", b"k" * 32, "cli", heads=None).close()
+    assert Ledger.is_there(f"sqlite:///{path}")
+    assert Ledger.is_there("postgresql://somewhere/else")
+
+
 def test_a_decision_is_ruled_on_once(ledger, make_decision):
     held, passed = make_decision("1", disposition=HELD), make_decision("2")
     ledger.record_decisions([held, passed])
