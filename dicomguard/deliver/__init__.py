@@ -6,7 +6,7 @@ At least once: after a crash between sending and recording, an instance is sent 
 
 from dicomguard.deliver.deliverer import Deliverer, run
 from dicomguard.deliver.destination import Destination, Settings, echo
-from dicomguard.deliver.requeue import retry
+from dicomguard.deliver.requeue import resend, retry
 from dicomguard.deliver.retention import Retention
 
-__all__ = ["Deliverer", "Destination", "Retention", "Settings", "echo", "retry", "run"]
+__all__ = ["Deliverer", "Destination", "Retention", "Settings", "echo", "resend", "retry", "run"]

@@ -18,6 +18,7 @@ from typing import Final
 
 from dicomguard.deliver.answer import Answer, in_words, is_busy, judge
 from dicomguard.deliver.destination import Destination, Settings
+from dicomguard.deliver.permit import permit
 from dicomguard.errors import DeliveryError
 from dicomguard.ledger import Delivery, DeliveryState, Ledger
 from dicomguard.scu import AlteredError, Association, LinkError, RejectedError
@@ -28,6 +29,8 @@ from dicomguard.study import Instance, utc_now
 _log = logging.getLogger(__name__)
 
 ALTERED_EVENT: Final = "altered_in_spool"
+DAMAGED_EVENT: Final = "damaged_in_spool"
+UNKNOWN_EVENT: Final = "unknown_outbound"
 DEAD_EVENT: Final = "delivery_dead"
 FAILING_EVENT: Final = "destination_failing"
 OVERDUE_EVENT: Final = "destination_overdue"
@@ -39,6 +42,8 @@ _RESULTS_WITHIN_S: Final = 0.5
 # So many "out of resources" in a row concern the destination, not the instance.
 _BUSY_IN_A_ROW: Final = 3
 _READ_BYTES: Final = 1 << 20
+# Looking for files that cannot be sent reads the head of everything that waits: now and then is enough.
+_LOOK_FOR_DAMAGE_S: Final = 300.0
 
 _Key = tuple[str, str]
 
@@ -90,9 +95,13 @@ class Courier:
         self._failing_since_s: float | None = None
         self._is_overdue = False
         self._resume_s = 0.0
+        self._damage_due_s = 0.0
+        self._damaged: set[tuple[str, str]] | None = None
+        self._refused: set[_Key] = set()
 
     def step(self) -> bool:
         """Send one batch where one is due. False: nothing to do now. Raises LedgerError and SpoolError."""
+        self._report_damage()
         if self._monotonic() < self._resume_s:
             return False
         batch = self._next_batch()
@@ -133,6 +142,7 @@ class Courier:
             yield from items
 
     def _recall(self, decision_id: str, items: Sequence[Outgoing]) -> list[Outgoing]:
+        items = self._permitted(decision_id, items)
         recorded = self._ledger.deliveries(decision_id=decision_id, destination=self.destination.name)
         last = {(d.sop_instance_uid, d.sha256): d for d in recorded}
         waiting, unheard = [], []
@@ -154,6 +164,51 @@ class Courier:
             waiting.append(item)
         self._ledger.record_deliveries(unheard)
         return waiting
+
+    def _permitted(self, decision_id: str, items: Sequence[Outgoing]) -> list[Outgoing]:
+        """Those that the ledger lets go. The others were put here by somebody else: set aside, never sent."""
+        given = permit(self._ledger, decision_id)
+        objections = {item.instance.name: given.objection(item.instance) for item in items}
+        refused = [item for item in items if objections[item.instance.name]]
+        if refused:
+            self._set_aside(decision_id, refused, objections[refused[0].instance.name])
+        return [item for item in items if not objections[item.instance.name]]
+
+    def _set_aside(self, decision_id: str, refused: Sequence[Outgoing], why: str) -> None:
+        news = [item for item in refused if _key(item) not in self._refused]
+        if news:
+            detail = {
+                "decision_id": decision_id,
+                "destination": self.destination.name,
+                "error": why,
+                "files": [item.instance.name for item in news],
+            }
+            self._ledger.record_event(UNKNOWN_EVENT, news[0].instance.sop_instance_uid, detail)
+            steps = [self._step_of(item, _Progress(), DeliveryState.DEAD) for item in news]
+            # A folder that somebody else made may have any name; the ledger's column takes 64 characters of it.
+            self._ledger.record_deliveries(
+                [replace(s, decision_id=decision_id[:64], error=f"Not sent: {why}. See 'verify'.") for s in steps]
+            )
+        for item in refused:
+            self._refused.add(_key(item))
+            self._progress.pop(_key(item), None)
+            self._spool.give_up(item)
+
+    def _report_damage(self) -> None:
+        """Say once of every file in the queue that has no readable receipt: it stays, and will never be sent."""
+        now_s = self._monotonic()
+        if now_s < self._damage_due_s:
+            return
+        self._damage_due_s = now_s + _LOOK_FOR_DAMAGE_S
+        for decision_id, path in self._spool.damaged_outgoing(self.destination.name):
+            if self._damaged is None:
+                earlier = [event.detail for event in self._ledger.events(DAMAGED_EVENT)]
+                name = self.destination.name
+                self._damaged = {(d["decision_id"], d["file"]) for d in earlier if d["destination"] == name}
+            if (decision_id, path.name) not in self._damaged:
+                detail = {"decision_id": decision_id, "destination": self.destination.name, "file": path.name}
+                self._ledger.record_event(DAMAGED_EVENT, "", detail)
+                self._damaged.add((decision_id, path.name))
 
     # Sending ---------------------------------------------------------------------------------------------------------
 

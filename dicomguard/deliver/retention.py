@@ -1,7 +1,7 @@
 """Ends retention periods: removes what every destination has got and nobody needs here any longer, and records that.
 
-What is in quarantine, waits for a destination, or was refused by one is never removed, however old and however full the
-volume is.
+What is in quarantine, waits for a destination, was refused by one, or was decided while there was no destination is
+never removed, however old and however full the volume is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
+from dicomguard.decision import Disposition
 from dicomguard.errors import NotFoundError
 from dicomguard.ledger import Delivery, DeliveryState, Ledger
 from dicomguard.spool.store import Spool
@@ -49,6 +50,8 @@ class Retention:
             decision = self._ledger.decision(decision_id)
         except NotFoundError:
             return 0  # not ours to judge; 'dicomguard verify' names it
+        # A release goes to what it was queued for, which may be less than was recorded when the study was held.
+        wanted = decision.destinations if decision.disposition is Disposition.FORWARD else ()
         last: dict[tuple[str, str], list[Delivery]] = {}
         for delivery in self._ledger.deliveries(decision_id=decision_id):
             last.setdefault((delivery.sop_instance_uid, delivery.sha256), []).append(delivery)
@@ -56,12 +59,7 @@ class Retention:
             instance
             for instance in old
             if not self._spool.waits_for_delivery(decision_id, instance.name)
-            and _is_over(
-                last.get((instance.sop_instance_uid, instance.receipt.sha256), []),
-                decision.destinations,
-                decision.decided_at,
-                horizon,
-            )
+            and _is_over(last.get((instance.sop_instance_uid, instance.receipt.sha256), []), wanted, horizon)
         ]
         if not gone:
             return 0
@@ -77,11 +75,11 @@ class Retention:
         return len(gone)
 
 
-def _is_over(
-    deliveries: Iterable[Delivery], destinations: Iterable[str], decided_at: datetime, horizon: datetime
-) -> bool:
-    """True when every destination got it, the last one before the horizon. Without destinations the decision counts."""
-    done = {d.destination: d.at for d in deliveries if d.state is DeliveryState.DELIVERED}
-    if any(d.state is not DeliveryState.DELIVERED for d in deliveries) or not set(destinations) <= set(done):
-        return False
-    return max(done.values(), default=decided_at) < horizon
+def _is_over(deliveries: Iterable[Delivery], wanted: Iterable[str], horizon: datetime) -> bool:
+    """True when every destination got it, the last one before the horizon. What went nowhere is kept."""
+    done = {}
+    for delivery in deliveries:
+        if delivery.state is not DeliveryState.DELIVERED:
+            return False
+        done[delivery.destination] = delivery.at
+    return bool(done) and set(wanted) <= set(done) and max(done.values()) < horizon

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -13,16 +14,18 @@ sys.path.append(str(Path(__file__).parents[1] / "scu"))
 
 from loopback import CR, EXPLICIT, data_set, make_scp, part10, scripted  # the peers that these tests talk to
 
+from dicomguard.decision import Decision, Disposition, InstanceDecision, Verdict
 from dicomguard.deliver import Destination, Settings
 from dicomguard.deliver.courier import Courier
 from dicomguard.ledger import DeliveryState, Ledger
-from dicomguard.spool.store import Spool
-from dicomguard.study import AeTitle, Peer, Receipt, Uid
+from dicomguard.spool.store import Claim, Spool
+from dicomguard.study import AeTitle, Peer, Receipt, Uid, study_key
 
 __all__ = ["make_scp", "part10", "scripted"]
 
 KEY = bytes(range(32))
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+_versions = itertools.count(1)
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Node:
         each: Mapping[str, tuple[str, str]] | None = None,
         received_at: datetime = START,
         data: bytes | None = None,
+        decided: bool = True,
     ) -> dict[str, bytes]:
         """Receive, claim, forward: the real way into `outbound/`. `each`: syntaxes by UID, where they differ."""
         all_syntaxes = dict.fromkeys(uids, syntaxes) | dict(each or {})
@@ -76,9 +80,20 @@ class Node:
         (key,) = self.spool.arrivals()
         claim = self.spool.claim(key)
         assert claim is not None
+        if decided:
+            self.ledger.record_decisions([decision_about(decision, claim, study, destinations, self.clock.now())])
         self.spool.forward(claim, decision, [i.name for i in claim.instances], destinations)
         self.spool.finish(claim)
         return sent
+
+    def hold(self, uid: str, decision: str = "held", study: str = "1.2") -> Path:
+        """A study that was quarantined; returns the folder that holds it."""
+        self.forward(uid, study=study, decision=decision, destinations=(), decided=False)
+        (instance,) = [i for d, i in self.spool.stored() if d == decision]
+        claim = Claim(decision, study_key(study), 1, instance.path.parent, (instance,))
+        held = decision_about(decision, claim, study, ("ai",), disposition=Disposition.QUARANTINE)
+        self.ledger.record_decisions([held])
+        return instance.path.parent.rename(self.spool.root / "quarantine" / decision)
 
     def courier(self, port: int, name: str = "ai", **settings: object) -> Courier:
         return Courier(
@@ -105,6 +120,30 @@ class Node:
 
     def event_kinds(self) -> list[str]:
         return [event.kind for event in self.ledger.events()]
+
+
+def decision_about(
+    decision_id: str,
+    claim: Claim,
+    study: str,
+    destinations: tuple[str, ...],
+    decided_at: datetime = START,
+    *,
+    disposition: Disposition = Disposition.FORWARD,
+) -> Decision:
+    """What the screener would have recorded about a claim."""
+    found = tuple(
+        InstanceDecision(
+            i.receipt.sop_instance_uid, i.receipt.sop_class_uid, i.receipt.series_instance_uid,
+            i.receipt.transfer_syntax_uid, i.receipt.sha256, i.receipt.size_bytes, i.name,
+            Verdict.CLEAN, (), "forward", "enforce",
+        )
+        for i in claim.instances
+    )  # fmt: skip
+    return Decision(
+        decision_id, claim.claim_id, next(_versions), Uid(study), disposition, Verdict.CLEAN, (), None, None, "enforce",
+        "CT@::1", START, decided_at, destinations, found,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -2,28 +2,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-import pytest
 from loopback import CR, EXPLICIT
 
-from dicomguard.decision import Decision, Disposition, Verdict
 from dicomguard.deliver import Retention, retry
-from dicomguard.study import Uid
 
 IMAGE = (CR, EXPLICIT)
-
-
-@pytest.fixture
-def decide(node):
-    def record(decision_id: str, destinations: tuple[str, ...], study: str = "1.2") -> None:
-        node.ledger.record_decisions([
-            Decision(
-                decision_id, decision_id, node.ledger.next_version(study), Uid(study), Disposition.FORWARD,
-                Verdict.CLEAN, (), None, None, "enforce", "CT@::1", node.clock.now(), node.clock.now(),
-                destinations, (),
-            )
-        ])  # fmt: skip
-
-    return record
 
 
 def stored(node):
@@ -38,10 +21,9 @@ def later(node, **by):
     node.clock.seconds += timedelta(**by).total_seconds()
 
 
-def test_what_was_delivered_is_removed_after_its_time_and_recorded(node, make_scp, finish, decide):
+def test_what_was_delivered_is_removed_after_its_time_and_recorded(node, make_scp, finish):
     scp = make_scp([IMAGE])
     node.forward("1.1", "1.2")
-    decide("d1", ("ai",))
     finish(node.courier(scp.port))
     later(node, days=13)
     assert not retention(node).step()
@@ -53,10 +35,9 @@ def test_what_was_delivered_is_removed_after_its_time_and_recorded(node, make_sc
     assert not retention(node).step()
 
 
-def test_the_period_counts_from_the_last_delivery(node, make_scp, finish, decide):
+def test_the_period_counts_from_the_last_delivery(node, make_scp, finish):
     scp = make_scp([IMAGE])
     node.forward("1.1", destinations=("ai", "pacs"))
-    decide("d1", ("ai", "pacs"))
     finish(node.courier(scp.port))
     later(node, days=20)
     assert not retention(node).step()
@@ -67,11 +48,10 @@ def test_the_period_counts_from_the_last_delivery(node, make_scp, finish, decide
     assert retention(node).step()
 
 
-def test_what_waits_or_was_refused_is_never_removed(node, make_scp, finish, decide):
+def test_what_waits_or_was_refused_is_never_removed(node, make_scp, finish):
     scp = make_scp([IMAGE])
     scp.status = 0xA900
     node.forward("1.1")
-    decide("d1", ("ai",))
     later(node, days=1000)
     assert not retention(node).step()
     finish(node.courier(scp.port))
@@ -82,26 +62,25 @@ def test_what_waits_or_was_refused_is_never_removed(node, make_scp, finish, deci
     assert stored(node) == ["1.1"]
 
 
-def test_a_destination_that_never_got_it_keeps_it_even_with_an_empty_queue(node, make_scp, finish, decide):
+def test_a_destination_that_never_got_it_keeps_it_even_with_an_empty_queue(node, make_scp, finish):
     scp = make_scp([IMAGE])
-    node.forward("1.1")
-    decide("d1", ("ai", "pacs"))
+    node.forward("1.1", destinations=("ai", "pacs"))
+    (item,) = node.spool.outgoing("pacs")
+    item.instance.path.unlink()
     finish(node.courier(scp.port))
     later(node, days=1000)
     assert not retention(node).step()
 
 
-def test_without_destinations_the_decision_counts(node, decide):
+def test_what_went_nowhere_is_never_removed(node):
     node.forward("1.1", destinations=())
-    decide("d1", ())
-    later(node, days=13)
+    later(node, days=1000)
     assert not retention(node).step()
-    later(node, days=2)
-    assert retention(node).step()
+    assert stored(node) == ["1.1"]
 
 
 def test_what_nobody_decided_stays(node):
-    node.forward("1.1", destinations=())
+    node.forward("1.1", destinations=(), decided=False)
     later(node, days=1000)
     assert not retention(node).step()
     assert stored(node) == ["1.1"]
