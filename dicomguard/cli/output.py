@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-console = Console()
+# A pipe or a log has no width of its own: then tables get what they need rather than 80 columns.
+_WIDE = 150
+console = Console(width=None if sys.stdout.isatty() else _WIDE)
 _COLOURS = {
     "CLEAN": "green",
     "UNSCORABLE": "cyan",
@@ -23,7 +25,7 @@ _COLOURS = {
 
 
 # Columns whose words are looked for: long UIDs give way first.
-_WHOLE = frozenset({"v", "verdict", "disposition", "state", "decision", "truth", "shows", "status", "right"})
+_WHOLE = frozenset({"v", "verdict", "disposition", "state", "decision", "status", "right"})
 
 
 def print_json(rows: Iterable[Mapping[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from dicomguard.cli.output import Bars, console, print_json, print_table, shorte
 if TYPE_CHECKING:  # torch and pynetdicom, imported by the commands that need them
     from dicomguard.demo import Node, Outcome
 
+_DEMO_NUMBERS = ("probability", "probability_drop", "logit_drop", "statistic", "threshold")
 BUNDLES = Path(__file__).parents[2] / "config" / "bundles"
 
 
@@ -112,32 +113,15 @@ def _show_outcomes(found: list[Outcome], *, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    columns = (
-        "study",
-        "truth",
-        "shows",
-        "answer",
-        "p",
-        "p drop",
-        "logit drop",
-        "score",
-        "limit",
-        "verdict",
-        "disposition",
-    )
     print_table(
         "Demo",
-        (*columns, "right"),
+        ("study", "truth", "answer", "p", "p drop", "logit drop", "score", "limit", "verdict", "disposition", "right"),
         (
             (
                 r["study"],
-                r["truth"] if r["eps"] is None else f"attacked, eps {r['eps']:.3f}",
-                r["shows"],
+                r["shows"] if r["eps"] is None else f"{r['shows']}, attacked eps {r['eps']:.3f}",
                 r["answer"],
-                *(
-                    _number(r[name])
-                    for name in ("probability", "probability_drop", "logit_drop", "statistic", "threshold")
-                ),
+                *(_number(r[name]) for name in _DEMO_NUMBERS),
                 r["verdict"],
                 r["disposition"],
                 "yes" if r["right"] else "NO",
