@@ -23,7 +23,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -371,6 +371,42 @@ class Spool:
             for path in sorted((self.root / place).rglob(f"*{SUFFIX}")):
                 yield place, path
 
+    # --- what people ask for
+
+    def send_stored(self, decision_id: str, names: Iterable[str], destination: str) -> int:
+        """Queue kept instances for a destination once more. Returns how many are there; what is gone is left out."""
+        queue = self.root / "outbound" / destination / decision_id
+        kept = self.root / "store" / decision_id
+        count = 0
+        for name in names:
+            is_queued = False
+            while not is_queued and (kept / name).exists():
+                queue.mkdir(mode=0o700, parents=True, exist_ok=True)
+                # The courier removes a queue that it has emptied: between our mkdir and our link it may be gone again.
+                with suppress(FileNotFoundError):
+                    _link(kept / name, queue / name)
+                    is_queued = True
+            count += is_queued
+        for folder in (queue, queue.parent):
+            with suppress(FileNotFoundError):
+                fsync_folder(folder)
+        return count
+
+    def damaged_outgoing(self, destination: str) -> Iterator[tuple[str, Path]]:
+        """Files in a destination's queue that cannot be sent, for want of a readable receipt: decision id, path."""
+        for folder in _folders(self.root / "outbound" / destination):
+            for path in _instances(folder)[1]:
+                yield folder.name, path
+
+    def purge_rejected(self, decision_id: str) -> int:
+        """Remove the files of a rejected decision, for good. Returns how many instances went. Raises SpoolError."""
+        folder = self.root / "rejected" / decision_id
+        return _purge(folder, len(list(folder.glob(f"*{SUFFIX}"))))
+
+    def purge_failed(self, claim: Claim) -> int:
+        """Remove the files of a failed claim, for good. Returns how many went. Raises SpoolError."""
+        return _purge(self.root / "failed" / claim.folder.name, len(claim.instances) + len(claim.strangers))
+
 
 class Settling:
     """Watches `incoming/` with a monotonic clock and names the studies whose turn it is."""
@@ -418,6 +454,17 @@ def _open_claim(folder: Path) -> Claim:
     claim_id, _, attempt = rest.partition(".")
     instances, strangers = _instances(folder)
     return Claim(claim_id, StudyKey(key), int(attempt or "0"), folder, tuple(instances), tuple(strangers))
+
+
+def _purge(folder: Path, count: int) -> int:
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise SpoolError(f"{folder} cannot be removed: {error.strerror}.", advice="Then say the same again.") from error
+    fsync_folder(folder.parent)
+    return count
 
 
 def _instances(folder: Path) -> tuple[list[Instance], list[Path]]:
