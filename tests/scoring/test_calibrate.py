@@ -22,8 +22,8 @@ def names(count: int) -> list[str]:
     return [f"patient {index}" for index in range(count)]
 
 
-def test_any_bundle_can_be_calibrated_and_is_armed_then(small_bundle: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(small_bundle, tmp_path / "copy"))
+def test_any_bundle_can_be_calibrated_and_is_armed_then(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
     fitted = calibrate(Scorer.load(folder), pictures(90), names(90), source="90 made-up pictures", alpha=0.1)
     bundle.write_calibration(folder, fitted)
     armed = Scorer.load(folder)
@@ -34,26 +34,26 @@ def test_any_bundle_can_be_calibrated_and_is_armed_then(small_bundle: Path, tmp_
     assert sum(armed.calibration.images) == 90
 
 
-def test_too_few_images_are_refused_before_any_is_scored(small_bundle: Path) -> None:
+def test_too_few_images_are_refused_before_any_is_scored(tiny_bundle: Path) -> None:
     def never() -> Iterator[Image]:
         raise AssertionError("scored")
         yield
 
     with pytest.raises(BundleError, match="too few") as raised:
-        calibrate(Scorer.load(small_bundle), never(), names(40), source="")
+        calibrate(Scorer.load(tiny_bundle), never(), names(40), source="")
     assert "at least 80" in raised.value.advice
 
 
-def test_labels_must_be_the_bundles_and_counts_must_agree(small_bundle: Path) -> None:
-    scorer = Scorer.load(small_bundle)
+def test_labels_must_be_the_bundles_and_counts_must_agree(tiny_bundle: Path) -> None:
+    scorer = Scorer.load(tiny_bundle)
     with pytest.raises(BundleError, match="tumour"):
         calibrate(scorer, pictures(90), names(90), source="", truths=["tumour"] * 90)
     with pytest.raises(BundleError, match="89 images, 90 groups"):
         calibrate(scorer, pictures(89), names(90), source="", alpha=0.1)
 
 
-def test_with_labels_only_the_correct_ones_set_the_papers_theta(small_bundle: Path) -> None:
-    scorer = Scorer.load(small_bundle)
+def test_with_labels_only_the_correct_ones_set_the_papers_theta(tiny_bundle: Path) -> None:
+    scorer = Scorer.load(tiny_bundle)
     found = calibrate(scorer, pictures(90), names(90), source="", alpha=0.1, truths=[scorer.labels[1]] * 90)
     assert found.mode == "labelled"
     assert found.paper_images < 90

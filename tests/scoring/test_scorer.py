@@ -96,7 +96,7 @@ def test_noise_stays_within_its_level_and_the_unit_range(scorer: Scorer, batch: 
         assert 0.9 * strength < moved.max() <= strength + 1e-6
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.permutations(range(6)), st.integers(1, 6))
 def test_a_score_is_blind_to_batch_size_and_neighbours(
     scorer: Scorer, batch: torch.Tensor, order: list[int], size: int
