@@ -175,6 +175,7 @@ def test_a_peer_that_accepts_no_context_at_all(node, scripted, finish):
     assert (node.states(), node.dead()) == ({"1.1": DEAD}, ["1.1"])
 
 
+@pytest.mark.slow
 def test_more_than_128_contexts_take_several_associations(node, make_scp, finish):
     contexts = [(str(context.abstract_syntax), EXPLICIT) for context in AllStoragePresentationContexts[:130]]
     assert len(contexts) == 130

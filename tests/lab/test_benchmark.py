@@ -41,6 +41,7 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
     return Scorer.load(folder)
 
 
+@pytest.mark.slow
 def test_files_are_attacked_forged_scored_and_counted(scorer: Scorer, tmp_path: Path) -> None:
     cases = [case(scorer, seed) for seed in range(12)]
     ticks: list[str] = []

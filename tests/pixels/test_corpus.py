@@ -126,6 +126,7 @@ def test_every_real_file_is_answered_and_most_are_decoded(real: list[Outcome]) -
         assert outcome.result.reason in {Reason.UNDECODABLE, Reason.TRUNCATED, Reason.UNPARSABLE}, outcome.path.name
 
 
+@pytest.mark.slow
 def test_decoded_values_are_pydicoms(real: list[Outcome]) -> None:
     logging.disable(logging.CRITICAL)
     compared: Counter[str] = Counter()

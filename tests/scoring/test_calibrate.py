@@ -44,6 +44,7 @@ def test_too_few_images_are_refused_before_any_is_scored(tiny_bundle: Path) -> N
     assert "at least 80" in raised.value.advice
 
 
+@pytest.mark.slow
 def test_labels_must_be_the_bundles_and_counts_must_agree(tiny_bundle: Path) -> None:
     scorer = Scorer.load(tiny_bundle)
     with pytest.raises(BundleError, match="tumour"):
@@ -52,6 +53,7 @@ def test_labels_must_be_the_bundles_and_counts_must_agree(tiny_bundle: Path) -> 
         calibrate(scorer, pictures(89), names(90), source="", alpha=0.1)
 
 
+@pytest.mark.slow
 def test_with_labels_only_the_correct_ones_set_the_papers_theta(tiny_bundle: Path) -> None:
     scorer = Scorer.load(tiny_bundle)
     found = calibrate(scorer, pictures(90), names(90), source="", alpha=0.1, truths=[scorer.labels[1]] * 90)

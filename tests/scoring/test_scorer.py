@@ -156,6 +156,7 @@ def test_an_uncalibrated_scorer_says_so(scorer: Scorer) -> None:
     assert scorer.thresholds is None
 
 
+@pytest.mark.slow
 def test_a_calibration_travels_with_the_bundle_and_with_no_other(
     scorer: Scorer, batch: torch.Tensor, tmp_path: Path
 ) -> None:

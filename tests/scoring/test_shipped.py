@@ -35,6 +35,7 @@ def test_a_shipped_bundle_loads_calibrated_with_a_card(name: str) -> None:
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_real_radiographs_are_read_classified_and_scored(data_dir: Path) -> None:
     scorer = Scorer.load(BUNDLES / "chest-xray")
     cases = RECIPES["chest-xray"].cases(data_dir, Split.TEST)[:6]
