@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# As the command line does, and for the same reason: tests share the processor with the nodes that they start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ROOT = Path(__file__).parents[1]
 
 
