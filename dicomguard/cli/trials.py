@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -137,10 +138,12 @@ def _number(value: object) -> str:
 
 def _stay(node: Node, folder: Path) -> None:
     console.print("\nThe node goes on running; Ctrl-C stops it.", style="bold")
+    command = Path(sys.executable).with_name("dicomguard")  # an environment need not be on the PATH
     for line in (
-        f"  send     storescu -aet STORESCU -aec DICOMGUARD 127.0.0.1 {node.port} FILE.dcm",
-        f"  look     dicomguard decisions -c {node.config_path}",
-        f"  held     dicomguard quarantine list -c {node.config_path}",
+        f"  send     {command} replay FILE.dcm --to 127.0.0.1:{node.port} --called DICOMGUARD",
+        f"  or       storescu -aet STORESCU -aec DICOMGUARD 127.0.0.1 {node.port} FILE.dcm",
+        f"  look     {command} decisions -c {node.config_path}",
+        f"  held     {command} quarantine list -c {node.config_path}",
         f"  files    {folder / 'sent'}",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -19,7 +19,7 @@ ROWS, COLUMNS = 128, 512
 
 
 def picture(rng):
-    """Blocks under a little noise, 16 bits. The test's bundle, calibrated on coarser ones, takes some 6 % for suspect."""
+    """Blocks under a little noise, 16 bits. The bundle, calibrated on coarser ones, suspects some 6 % of them."""
     blocks = np.kron(rng.random((24, 24)), np.ones((ROWS // 24 + 1, COLUMNS // 24 + 1)))[:ROWS, :COLUMNS]
     return np.rint(np.clip(blocks + rng.normal(0, 0.02, blocks.shape), 0, 1) * 65535).astype("<u2").tobytes()
 
