@@ -9,6 +9,6 @@ import os
 # that also receives and delivers, an image then took six times as long to score as with threads that sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from dicomguard.cli.app import main  # noqa: E402  # after the line above, on purpose
+from dicomguard.cli.app import main
 
 __all__ = ["main"]
