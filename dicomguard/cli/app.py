@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from typing import Annotated
 
 import typer
 
 import dicomguard
-from dicomguard.cli import bundles, node, people, trials
+from dicomguard.cli import bundles, holding, node, records, transit, trials
 from dicomguard.errors import BundleError, ConfigError, DicomguardError
 
 app = typer.Typer(
@@ -25,7 +26,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 node.register(app)
-people.register(app)
+records.register(app)
+holding.register(app)
+transit.register(app)
 trials.register(app)
 bundles.register(app)
 
@@ -64,3 +67,20 @@ def main() -> None:
         sys.exit(3)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:  # noqa: BLE001  # 1 says "looked for and found": a defect of ours must never read like it
+        _report_unforeseen(error)
+        sys.exit(3)
+
+
+def _report_unforeseen(error: Exception) -> None:
+    """One line for a person; the traceback for whoever asked for it, and in a part's log, where nobody can ask again.
+
+    The error's own text is shown with the traceback only: it may quote a data set.
+    """
+    said = f": {error.strerror} ({error.filename})" if isinstance(error, OSError) else ""
+    message = f"dicomguard: unforeseen {type(error).__name__}{said}"
+    if logging.getLogger().isEnabledFor(logging.DEBUG) or "--supervised" in sys.argv:
+        traceback.print_exception(error, file=sys.stderr)
+        print(message, file=sys.stderr)
+    else:
+        print(f"{message}; run with -v for the traceback.", file=sys.stderr)

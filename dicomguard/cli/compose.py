@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
+import pwd
 from collections.abc import Callable, Sequence
 from ipaddress import ip_network
 from pathlib import Path
@@ -13,7 +15,7 @@ import typer
 
 from dicomguard.config import Config, load
 from dicomguard.decision import Policy
-from dicomguard.errors import BundleError
+from dicomguard.errors import BundleError, ConfigError
 from dicomguard.site_key import SiteKey, load_or_create
 from dicomguard.spool.store import Settling, Spool
 from dicomguard.study import AeTitle, Peer
@@ -35,29 +37,73 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line
 
 
 def read_config(path: Path) -> Config:
-    """The configuration, with its data folder made. Raises ConfigError."""
+    """The configuration. Raises ConfigError."""
     return load(path)
 
 
+def check_owner(config: Config) -> None:
+    """Raises ConfigError when data_dir is another user's: what we made there, the node could not use any more."""
+    try:
+        owner = config.data_dir.stat().st_uid
+    except OSError:
+        return  # not there yet, or whoever opens something in it says why it cannot
+    if owner != os.geteuid():
+        raise ConfigError(
+            f"{config.data_dir} belongs to the user {_user(owner)}, this is {_user(os.geteuid())}.",
+            advice=f"Run it as that user: sudo -u '{_user(owner)}' dicomguard ...",
+        )
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"#{number}"  # as sudo takes it
+
+
+def _nothing_there(config: Config, what: str) -> ConfigError:
+    return ConfigError(
+        f"There is no {what} in {config.data_dir}: wrong data_dir, or the node has never run.",
+        advice="Check -c and 'data_dir'; 'dicomguard serve' makes it.",
+    )
+
+
 def site_key(config: Config) -> SiteKey:
-    """The site's key, made at the first start."""
+    """The site's key, made at the first start. Raises ConfigError."""
+    check_owner(config)
     return load_or_create(config.key_file)
 
 
-def open_spool(config: Config) -> Spool:
-    """The spool with its folders in place. Raises SpoolError."""
+def open_spool(config: Config, *, existing: bool = False) -> Spool:
+    """The spool with its folders in place; with `existing` nothing is made. Raises ConfigError, SpoolError."""
+    check_owner(config)
+    if existing and not config.spool_dir.is_dir():
+        raise _nothing_there(config, "spool")
     spool = Spool(config.spool_dir)
     spool.create()
     return spool
 
 
-def open_ledger(config: Config, writer: str) -> Ledger:
-    """The ledger, under the writer's own chain. Raises LedgerError."""
+def open_ledger(config: Config, writer: str, *, existing: bool = False) -> Ledger:
+    """The ledger, under the writer's own chain; with `existing` neither it nor the site key is made.
+
+    Raises ConfigError, LedgerError.
+    """
     from dicomguard.ledger import Ledger
 
+    check_owner(config)
+    if existing and not has_ledger(config):
+        raise _nothing_there(config, "ledger")
     config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     chain_key = site_key(config).for_purpose("ledger-chain")
     return Ledger.open(config.ledger_url, chain_key, writer, heads=config.key_file.with_name("ledger.heads"))
+
+
+def has_ledger(config: Config) -> bool:
+    """True when there is a site key, and, for SQLite, a database file."""
+    from dicomguard.ledger import Ledger
+
+    return config.key_file.exists() and Ledger.is_there(config.ledger_url)
 
 
 def receive_settings(config: Config) -> ReceiveSettings:

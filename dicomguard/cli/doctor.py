@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -35,6 +36,7 @@ def checks(path: Path) -> Iterator[Check]:
         yield Check("config", "fail", str(error))
         return
     yield Check("config", "ok", f"{path} is well formed; mode {config.mode}.")
+    yield from _policy(config)
     yield from _peers(config)
     yield from _key(config)
     yield from _disk(config)
@@ -68,6 +70,9 @@ def _key(config: Config) -> Iterator[Check]:
 
 
 def _disk(config: Config) -> Iterator[Check]:
+    if not config.spool_dir.is_dir():
+        yield from _disk_to_be(config)
+        return
     try:
         spool = compose.open_spool(config)
         probe = spool.root / "locks" / "doctor"
@@ -76,25 +81,56 @@ def _disk(config: Config) -> Iterator[Check]:
     except (DicomguardError, OSError) as error:
         yield Check("disk", "fail", str(error))
         return
-    free_mib = shutil.disk_usage(spool.root).free // 2**20
+    yield _space(config, spool.root)
+
+
+def _disk_to_be(config: Config) -> Iterator[Check]:
+    """Makes nothing: whoever asks may not be the user who is to own it."""
+    try:
+        compose.check_owner(config)
+    except ConfigError as error:
+        yield Check("disk", "fail", str(error))
+        return
+    nearest = next(folder for folder in (config.spool_dir, *config.spool_dir.parents) if folder.is_dir())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        message = f"{config.spool_dir} is not there, and this user may not make it in {nearest}. Give it write access."
+        yield Check("disk", "fail", message)
+        return
+    yield Check("disk", "warn", f"{config.spool_dir} is not there yet; it is made at the first start.")
+    yield _space(config, nearest)
+
+
+def _space(config: Config, folder: Path) -> Check:
+    free_mib = shutil.disk_usage(folder).free // 2**20
     reserve_mib = config.limits.spool_reserve_mib
     if free_mib < reserve_mib:
-        message = f"{free_mib} MiB are free, the reserve is {reserve_mib} MiB: senders get 0xA700. Free some space."
-        yield Check("disk", "fail", message)
-    elif free_mib < 4 * reserve_mib:
-        yield Check("disk", "warn", f"{free_mib} MiB are free; below {reserve_mib} MiB senders get 0xA700.")
-    else:
-        yield Check("disk", "ok", f"{spool.root}: {free_mib} MiB are free.")
+        message = (
+            f"{free_mib} MiB are free, the reserve is {reserve_mib} MiB: senders get 0xA700. Free some space, with"
+            " 'quarantine purge' and 'failed purge' where rejected or failed studies take it."
+        )
+        return Check("disk", "fail", message)
+    if free_mib < 4 * reserve_mib:
+        return Check("disk", "warn", f"{free_mib} MiB are free; below {reserve_mib} MiB senders get 0xA700.")
+    return Check("disk", "ok", f"{folder}: {free_mib} MiB are free.")
 
 
 def _ledger(config: Config) -> Iterator[Check]:
+    if not compose.has_ledger(config):
+        yield Check("ledger", "warn", "It is not there yet; it is made at the first start.")
+        return
     try:
-        with compose.open_ledger(config, "cli") as ledger:
+        with compose.open_ledger(config, "cli", existing=True) as ledger:
             newest = list(ledger.decisions(limit=1))
         last = f"; last decision {newest[0].decided_at:%Y-%m-%d %H:%M} UTC" if newest else ""
         yield Check("ledger", "ok", f"It opens{last}. 'dicomguard verify' checks its chains.")
     except DicomguardError as error:
         yield Check("ledger", "fail", str(error))
+
+
+def _policy(config: Config) -> Iterator[Check]:
+    if config.policy.overdue == "forward" and config.mode == "enforce":
+        message = "policy.overdue is 'forward': late studies pass unscreened. Write 'overdue: quarantine' to hold them."
+        yield Check("policy", "warn", message)
 
 
 def _bundles(config: Config) -> Iterator[Check]:
@@ -130,7 +166,7 @@ def _bundles(config: Config) -> Iterator[Check]:
 def _waiting(config: Config) -> Iterator[Check]:
     """What lies in the spool and waits for a person, or for a destination that is not configured any more."""
     try:
-        spool = compose.open_spool(config)
+        spool = compose.open_spool(config, existing=True)
     except DicomguardError:
         return  # said under 'disk'
     failed = spool.failed()
@@ -154,7 +190,10 @@ def _destinations(config: Config) -> Iterator[Check]:
 
     if not config.destinations:
         yield Check(
-            "destinations", "warn", "There are none: clean studies stay in the store. Add one under 'destinations'."
+            "destinations",
+            "fail" if config.bundles else "warn",
+            "There are none: clean studies reach no AI node and stay in the store, for good. Add one under"
+            " 'destinations'; 'dicomguard deliveries resend' then sends what has stayed.",
         )
     for destination in compose.destinations(config):
         try:

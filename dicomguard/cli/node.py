@@ -48,6 +48,7 @@ def receive(config: ConfigOption, supervised: Supervised = False) -> None:
     from dicomguard.receive.process import run
 
     settings = compose.read_config(config)
+    compose.check_owner(settings)
     run(
         compose.receive_settings(settings),
         settings.spool_dir,

@@ -1,84 +1,130 @@
-"""What `dicomguard verify` re-checks: chains, bytes, bundles; and that folders and ledger tell the same story."""
+"""What `dicomguard verify` re-checks: chains, bytes, bundles; and that folders and ledger tell the same story.
+
+The node may be at work meanwhile. Whatever moves is recorded first and moves one way, so places are looked at in the
+order in which an instance passes through them; and what looks wrong is looked at again, with the ledger as it is by
+then, before it is said.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from dicomguard.cli import compose
+from dicomguard.cli.whereabouts import Whereabouts
 from dicomguard.config import Config
-from dicomguard.decision import Disposition
-from dicomguard.errors import BundleError, EnvelopeError
+from dicomguard.decision import Decision, Disposition
+from dicomguard.errors import BundleError, EnvelopeError, NotFoundError
 from dicomguard.ledger import Ledger
 from dicomguard.spool import envelope
-from dicomguard.spool.store import Spool
+from dicomguard.spool.store import EVIDENCE, Spool
 
-_CHUNK_BYTES = 2**20
-_DECIDED = ("store", "quarantine", "rejected")
+Finding = dict[str, Any]
+
+_CHUNK_BYTES: Final = 2**20
+# In the order in which an instance passes through them, so that none slips by from one to the next.
+_PLACES: Final = ("claimed", "failed", "quarantine", "rejected", "outbound", "undeliverable", "store")
+_OF_DECISIONS: Final = frozenset({"quarantine", "rejected", "outbound", "undeliverable", "store"})
+_SUFFIX: Final = ".dcm"
 
 
-def problems(config: Config) -> Iterator[dict[str, Any]]:
+def problems(config: Config) -> Iterator[Finding]:
     """Everything that is not as it was recorded, one at a time, each naming what is wrong."""
-    with compose.open_ledger(config, "cli") as ledger:
+    spool = compose.open_spool(config, existing=True)
+    with compose.open_ledger(config, "cli", existing=True) as ledger:
         for problem in ledger.verify():
             yield {"what": "ledger", **problem.to_json(), "message": str(problem)}
-        spool = compose.open_spool(config)
-        yield from _instances(spool, ledger)
-        yield from _missing(spool, ledger)
+        yield from _Present(spool, ledger).problems()
+        yield from Whereabouts(spool, ledger).problems()
     yield from _bundles(config)
 
 
-def _instances(spool: Spool, ledger: Ledger) -> Iterator[dict[str, Any]]:
-    recorded = {
-        (decision.decision_id, instance.file_name): (instance.sha256, decision.disposition)
-        for decision in ledger.decisions()
-        for instance in decision.instances
-    }
-    for place, path in spool.everything():
-        where = {"what": "instance", "place": place, "path": str(path)}
+class _Present:
+    """Checks every file that is there."""
+
+    def __init__(self, spool: Spool, ledger: Ledger) -> None:
+        self._root = spool.root
+        self._ledger = ledger
+        self._decisions: dict[str, Decision | None] = {}
+        self._rulings = self._read_rulings()
+
+    def problems(self) -> Iterator[Finding]:
+        """What is wrong with them. A digest is taken once for each file, however many names it has."""
+        whole: set[tuple[int, int]] = set()
+        for place in _PLACES:
+            for path in self._files(place):
+                if self._check(place, path, whole) and (confirmed := self._check_again(place, path)):
+                    yield confirmed
+
+    def _files(self, place: str) -> Iterator[Path]:
+        """Unlike `rglob`, not put out by a folder that goes while it is looked into."""
+        for folder, folders, names in os.walk(self._root / place):
+            folders[:] = sorted(name for name in folders if name != EVIDENCE)
+            for name in sorted(names):
+                if place in _OF_DECISIONS or name.endswith(_SUFFIX):
+                    yield Path(folder) / name
+
+    def _check_again(self, place: str, path: Path) -> Finding | None:
+        self._decisions.pop(path.parent.name, None)
+        self._rulings = self._read_rulings()
+        found = self._check(place, path, set())
+        return found if path.exists() else None
+
+    def _check(self, place: str, path: Path, whole: set[tuple[int, int]]) -> Finding | None:
+        where: Finding = {"what": "instance", "place": place, "path": str(path)}
         try:
             instance = envelope.read(path)
         except EnvelopeError as error:
-            yield {**where, "message": str(error)}
-            continue
-        where["sop_instance_uid"] = instance.sop_instance_uid
-        if _digest(path, instance.data_offset) != instance.receipt.sha256:
-            message = f"The data set of {instance.sop_instance_uid} in {place}/ is not the one that was received."
-            yield {**where, "message": message}
-            continue
-        if place not in _DECIDED:
-            continue
-        sha256, disposition = recorded.get((path.parent.name, path.name), (None, None))
-        if sha256 is None:
-            message = f"No decision {path.parent.name} of the ledger names {instance.sop_instance_uid} in {place}/."
-            yield {**where, "message": message}
-        elif sha256 != instance.receipt.sha256:
-            message = f"The ledger recorded another data set for {instance.sop_instance_uid} in {place}/."
-            yield {**where, "message": message}
-        elif place != "store" and disposition is not Disposition.QUARANTINE:
-            yield {**where, "message": f"{instance.sop_instance_uid} is in {place}/, but was never quarantined."}
-        elif place == "store" and disposition is Disposition.QUARANTINE and not _was_released(ledger, path.parent.name):
-            yield {**where, "message": f"{instance.sop_instance_uid} left quarantine, but nobody released it."}
+            return {**where, "message": f"{error} (in {place}/)"}
+        receipt = instance.receipt
+        uid = where["sop_instance_uid"] = instance.sop_instance_uid
+        try:
+            status = path.stat()
+            identity = (status.st_dev, status.st_ino)
+            if identity not in whole and _digest(path, instance.data_offset) != receipt.sha256:
+                return {**where, "message": f"The data set of {uid} in {place}/ is not the one that was received."}
+        except OSError as error:
+            return {**where, "message": f"{uid} in {place}/ cannot be read: {error.strerror}."}
+        whole.add(identity)
+        if place not in _OF_DECISIONS:
+            return None
+        decision = self._decision(path.parent.name)
+        decided = next((i for i in decision.instances if i.file_name == path.name), None) if decision else None
+        if decision is None or decided is None:
+            return {**where, "message": f"No decision {path.parent.name} of the ledger names {uid} in {place}/."}
+        if decided.sha256 != receipt.sha256:
+            return {**where, "message": f"The ledger recorded another data set for {uid} in {place}/."}
+        message = self._out_of_place(place, uid, decision)
+        return {**where, "message": message} if message else None
 
+    def _out_of_place(self, place: str, uid: str, decision: Decision) -> str:
+        is_held = decision.disposition is Disposition.QUARANTINE
+        ruling = self._rulings.get(decision.decision_id)
+        match place:
+            case "quarantine" | "rejected" if not is_held:
+                return f"{uid} is in {place}/, but was never quarantined."
+            case "rejected" if ruling != "reject":
+                return f"{uid} is in rejected/, but nobody rejected it."
+            case "store" | "outbound" | "undeliverable" if is_held and ruling != "release":
+                return f"{uid} left quarantine for {place}/, but nobody released it."
+        return ""
 
-def _missing(spool: Spool, ledger: Ledger) -> Iterator[dict[str, Any]]:
-    """What the ledger says is held, and is not there."""
-    ruled = {review.decision_id for review in ledger.reviews()}
-    for decision in ledger.decisions(disposition=Disposition.QUARANTINE):
-        if decision.decision_id in ruled:
-            continue
-        there = {instance.name for instance in spool.quarantined(decision.decision_id)}
-        for instance in decision.instances:
-            if instance.file_name not in there:
-                uid = instance.sop_instance_uid
-                message = f"{uid} of decision {decision.decision_id} is not in quarantine, and nobody ruled on it."
-                yield {"what": "instance", "place": "quarantine", "sop_instance_uid": uid, "message": message}
+    def _read_rulings(self) -> dict[str, str]:
+        return {review.decision_id: review.action for review in self._ledger.reviews()}
 
-
-def _was_released(ledger: Ledger, decision_id: str) -> bool:
-    return any(review.action == "release" for review in ledger.reviews(decision_id))
+    def _decision(self, decision_id: str) -> Decision | None:
+        if decision_id not in self._decisions:
+            if len(self._decisions) > 1:
+                self._decisions.clear()  # files come decision by decision, for each place
+            try:
+                found = self._ledger.decision(decision_id)
+                self._decisions[decision_id] = found if found.decision_id == decision_id else None
+            except NotFoundError:
+                self._decisions[decision_id] = None
+        return self._decisions[decision_id]
 
 
 def _digest(path: Path, offset: int) -> str:
@@ -90,7 +136,7 @@ def _digest(path: Path, offset: int) -> str:
     return digest.hexdigest()
 
 
-def _bundles(config: Config) -> Iterator[dict[str, Any]]:
+def _bundles(config: Config) -> Iterator[Finding]:
     from dicomguard.scoring.scorer import Scorer
 
     for section in config.bundles:

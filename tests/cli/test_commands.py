@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from dicomguard.errors import NotFoundError, ReviewError
+from dicomguard.errors import ConfigError, NotFoundError, ReviewError
 from dicomguard.spool import envelope
 
 
@@ -97,13 +97,18 @@ def test_something_that_is_not_there_is_named(desk_with_studies):
 
 
 def test_failed_claims_are_listed_and_queued_again(desk):
+    desk.screen()
     desk.send(seed=1)
     ((key, _),) = desk.spool.arrivals().items()
     claim = desk.spool.claim(key)
     desk.spool.fail(claim)
     _, _, (row,) = desk.run("failed", "list", "--json")
     assert (row["claim_id"], row["instances"]) == (claim.claim_id, 1)
-    assert desk.run("failed", "requeue", claim.claim_id[:6])[0] == 0
+    assert desk.run("failed", "requeue", claim.claim_id[:6], "--json") == (
+        0,
+        f'{{"claim_id":"{claim.claim_id}","queued":1}}\n',
+        [{"claim_id": claim.claim_id, "queued": 1}],
+    )
     assert desk.run("failed", "list", "--json")[2] == []
     desk.screen()
     assert len(desk.run("decisions", "--json")[2]) == 1
@@ -113,7 +118,8 @@ def test_what_was_refused_for_good_can_be_sent_again(desk_with_studies):
     desk = desk_with_studies
     (item,) = desk.spool.outgoing("ai")
     desk.spool.give_up(item)
-    assert desk.run("deliveries", "retry", "--destination", "another")[1].startswith("0 ")
+    assert desk.run("deliveries", "retry", "--destination", "another")[0] == 2
+    assert desk.run("deliveries", "retry", "--study", "9.9", "--json")[2] == [{"queued": 0}]
     assert desk.run("deliveries", "retry")[1].startswith("1 ")
     assert len(list(desk.spool.outgoing("ai"))) == 1
     assert desk.run("deliveries", "list", "--state", "requeued", "--json")[2]
@@ -179,8 +185,8 @@ class TestDoctor:
         states = {row["name"]: row["state"] for row in rows}
         assert code == 1
         assert states["destination ai"] == "fail"
-        assert states["config"] == states["disk"] == states["ledger"] == "ok"
-        assert states["bundles"] == states["peers"] == "warn"
+        assert states["config"] == states["disk"] == "ok"
+        assert states["ledger"] == states["bundles"] == states["peers"] == "warn"
 
     def test_a_bad_configuration_is_the_only_finding(self, desk):
         desk.path.write_text("data_dir: x\nnonsense: 1\n")
@@ -192,10 +198,26 @@ class TestDoctor:
         settings = yaml.safe_load(desk.path.read_text())
         settings["bundles"] = [{"path": "nowhere"}]
         desk.path.write_text(yaml.safe_dump(settings))
-        desk.run("decisions")
+        desk.screen()
         desk.config.key_file.chmod(0o644)
         states = {row["name"]: row["state"] for row in desk.run("doctor", "--json")[2]}
         assert states["bundle nowhere"] == states["site key"] == states["ledger"] == "fail"
+
+    def test_bundles_that_guard_nobody_fail(self, desk):
+        settings = yaml.safe_load(desk.path.read_text()) | {"destinations": []}
+        desk.path.write_text(yaml.safe_dump(settings))
+        assert {row["name"]: row["state"] for row in desk.run("doctor", "--json")[2]}["destinations"] == "warn"
+        desk.path.write_text(yaml.safe_dump(settings | {"bundles": [{"path": "nowhere"}]}))
+        rows = {row["name"]: row for row in desk.run("doctor", "--json")[2]}
+        assert rows["destinations"]["state"] == "fail"
+
+    def test_late_studies_that_would_pass_are_named(self, desk):
+        assert "policy" not in {row["name"] for row in desk.run("doctor", "--json")[2]}
+        settings = yaml.safe_load(desk.path.read_text()) | {"policy": {"overdue": "forward"}}
+        desk.path.write_text(yaml.safe_dump(settings))
+        rows = {row["name"]: row for row in desk.run("doctor", "--json")[2]}
+        assert rows["policy"]["state"] == "warn"
+        assert "pass unscreened" in rows["policy"]["message"]
 
     def test_a_queue_without_a_destination_is_named(self, desk_with_studies):
         desk = desk_with_studies
@@ -228,6 +250,139 @@ def test_files_are_scored_without_a_network(desk, tmp_path):
     assert code == 1  # what cannot be read would be held
     assert desk.run("score", str(folder / "a.dcm"), "--json")[0] == 0
     assert not (desk.config.data_dir / "ledger.db").exists()
+
+
+def test_a_delivered_study_is_sent_once_more(desk_with_studies):
+    desk = desk_with_studies
+    (item,) = desk.spool.outgoing("ai")
+    uid = item.instance.study_instance_uid
+    desk.spool.delivered(item)
+    assert desk.run("deliveries", "resend", "--study", uid, "--destination", "another")[0] == 2
+    assert desk.run("deliveries", "resend", "--study", uid, "--json")[2] == [{"queued": 1}]
+    assert len(list(desk.spool.outgoing("ai"))) == 1
+    _, _, (row,) = desk.run("deliveries", "list", "--study", uid, "--json")
+    assert row["state"] == "requeued"
+    assert desk.run("verify")[0] == 0
+
+
+def test_a_failed_claim_is_removed_for_good_with_actor_and_reason(desk):
+    desk.screen()
+    desk.put(b"data", "1.2.3.4", "1.2.3")
+    ((key, _),) = desk.spool.arrivals().items()
+    claim = desk.spool.claim(key)
+    desk.spool.fail(claim)
+    words = ("failed", "purge", claim.claim_id, "--actor", "dr")
+    assert desk.run(*words)[0] == 2
+    with pytest.raises(ReviewError):
+        desk.run(*words, "--reason", " ")
+    code, _, (row,) = desk.run(*words, "--reason", "test data", "--json")
+    assert (code, row) == (0, {"claim_id": claim.claim_id, "removed": 1})
+    assert desk.spool.failed() == []
+    _, _, (event,) = desk.run("events", "--kind", "failed_purged", "--json")
+    assert (event["subject_uid"], event["detail"]["actor"], event["detail"]["reason"]) == ("1.2.3", "dr", "test data")
+    assert event["detail"]["instances"][0]["sop_instance_uid"] == "1.2.3.4"
+
+
+def test_events_and_associations_are_shown(desk_with_studies):
+    from dicomguard.association import AssociationEvent, AssociationKind
+    from dicomguard.cli import compose
+    from dicomguard.study import utc_now
+
+    desk = desk_with_studies
+    refused = AssociationEvent(utc_now(), AssociationKind.REJECTED, "10.0.0.9", "", "INTRUDER", "GUARD", "1/1/3")
+    with compose.open_ledger(desk.config, "screen") as ledger:
+        ledger.record_event("uid_conflict", "1.2.3", {"n": 1})
+        ledger.record_event("retention_removed", "1.2.4", {"instances": [], "decision_id": "d"})
+        ledger.record_associations("journal", [refused, refused])
+    _, text, _ = desk.run("events")
+    assert "ALARM" in text
+    _, _, rows = desk.run("events", "--json")
+    assert [(row["kind"], row["alarm"]) for row in rows] == [("uid_conflict", True), ("retention_removed", False)]
+    assert [row["kind"] for row in desk.run("events", "--last", "1", "--json")[2]] == ["retention_removed"]
+    assert [row["subject_uid"] for row in desk.run("events", "--kind", "uid_conflict", "--json")[2]] == ["1.2.3"]
+    assert "INTRUDER" in desk.run("associations")[1]
+    assert len(desk.run("associations", "--json")[2]) == 2
+    _, _, (row,) = desk.run("associations", "--last", "1", "--json")
+    assert (row["kind"], row["calling_ae"], row["detail"]) == ("rejected", "INTRUDER", "1/1/3")
+
+
+LOOKING = [
+    ("decisions",), ("events",), ("associations",), ("verify",),
+    ("quarantine", "list"), ("quarantine", "show", "1.2.3"), ("deliveries", "list"), ("failed", "list"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", LOOKING, ids=" ".join)
+def test_looking_makes_nothing(tmp_path, words):
+    from typer.testing import CliRunner
+
+    from dicomguard.cli.app import app
+
+    path = tmp_path / "node.yaml"
+    path.write_text("data_dir: elsewhere\n")
+    done = CliRunner().invoke(app, [*words, "-c", str(path)])
+    assert isinstance(done.exception, ConfigError)
+    assert "never run" in str(done.exception)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["node.yaml"]
+
+
+def test_doctor_makes_nothing_either(tmp_path):
+    from typer.testing import CliRunner
+
+    from dicomguard.cli.app import app
+
+    path = tmp_path / "node.yaml"
+    path.write_text("data_dir: elsewhere\n")
+    done = CliRunner().invoke(app, ["doctor", "-c", str(path), "--json"])
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {row["name"]: row["state"] for row in rows if row["name"] in {"site key", "ledger"}} == {
+        "site key": "warn",
+        "ledger": "warn",
+    }
+    assert any(row["name"] == "disk" and "first start" in row["message"] for row in rows)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("words", [*LOOKING, ("serve",), ("receive",), ("screen",), ("deliver",)], ids=" ".join)
+def test_another_user_is_sent_away_before_anything_is_made(desk, words, monkeypatch):
+    import os
+
+    other = os.geteuid() + 4711
+    monkeypatch.setattr("os.geteuid", lambda: other)
+    before = sorted(desk.config.data_dir.rglob("*"))
+    with pytest.raises(ConfigError, match="sudo -u"):
+        desk.run(*words)
+    assert sorted(desk.config.data_dir.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_a_defect_of_ours_never_reads_like_a_finding(desk, capfd, monkeypatch, verbose):
+    import logging
+
+    from dicomguard.cli import main
+
+    def fail(*_, **__):
+        raise KeyError("Doe^John")
+
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    root.manager._clear_cache()
+    monkeypatch.setattr("dicomguard.cli.compose.open_ledger", fail)
+    words = ["dicomguard", *(["-v"] if verbose else []), "decisions", "-c", str(desk.path)]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    for handler in root.handlers:
+        handler.close()
+    root.manager._clear_cache()
+    assert caught.value.code == 3
+    error = capfd.readouterr().err
+    assert "dicomguard: unforeseen KeyError" in error
+    assert ("Traceback" in error) is verbose
+    if not verbose:
+        assert "Doe" not in error
+        assert "run with -v" in error
 
 
 def test_an_error_is_one_line_with_advice_and_a_code(desk, capfd, monkeypatch):
