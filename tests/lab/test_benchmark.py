@@ -72,6 +72,7 @@ def test_files_are_attacked_forged_scored_and_counted(scorer: Scorer, tmp_path: 
     assert f"({report['attacked_flagged']['hits']}/{survivors}" in text
 
 
+@pytest.mark.slow
 def test_a_misclassified_case_is_not_attacked(scorer: Scorer, tmp_path: Path) -> None:
     right = case(scorer, 1)
     wrong = Case("wrong", 1 - right.truth, "1", right.make)
