@@ -211,3 +211,25 @@ def test_removing_any_rows_is_always_found(full_template, tmp_path_factory, gone
         problems = {problem.kind for problem in ledger.verify()} - {"schema", "orphan"}
     assert problems
     assert problems <= {"missing", "truncated"}
+
+
+def test_a_writer_that_begins_while_one_looks_is_no_break(full, url, heads, monkeypatch):
+    """It commits its first row after the heads were read, and reaches the heads file a moment later."""
+    real, looked = Ledger._verify_once, []
+
+    def begin_in_between(ledger):
+        if not looked:
+            kept = heads.read_bytes()
+            with Ledger.open(url, KEY, "review", heads=heads) as other:
+                other.record_event("x", "", {})
+            now = heads.read_bytes()
+            heads.write_bytes(kept)
+            looked.append(real(ledger))
+            heads.write_bytes(now)
+            return looked[0]
+        return real(ledger)
+
+    monkeypatch.setattr(Ledger, "_verify_once", begin_in_between)
+    monkeypatch.setattr("dicomguard.ledger.ledger._FIRST_HEAD_S", 0)
+    assert full.verify() == []
+    assert [problem.writer for problem in looked[0]] == ["review"]
