@@ -1,6 +1,8 @@
 """A node's folder with a few studies in it, as the parts leave it, and a runner for commands on it."""
 
 import json
+import struct
+import uuid
 
 import pytest
 import yaml
@@ -9,9 +11,21 @@ from typer.testing import CliRunner
 from dicomguard.cli import compose
 from dicomguard.cli.app import app
 from dicomguard.config import load
+from dicomguard.decision import Decision, Disposition, InstanceDecision, Reason, Verdict
 from dicomguard.pixels.sandbox import DecodeWorker
 from dicomguard.spool.store import Settling
+from dicomguard.study import Uid, study_key, utc_now
 from tests.screen.conftest import Site
+
+
+def _data_set(sop, study):
+    """The least that a receiver takes: who it is and where it belongs."""
+    uids = ((0x0008, 0x0016, "1.2.840.10008.5.1.4.1.1.1.1"), (0x0008, 0x0018, sop), (0x0020, 0x000D, study))
+    found = b""
+    for group, element, uid in uids:
+        value = uid.encode() + b"\0" * (len(uid) % 2)
+        found += struct.pack("<HH2sH", group, element, b"UI", len(value)) + value
+    return found
 
 
 class Desk:
@@ -50,6 +64,49 @@ class Desk:
             screener.step()
             while screener.step():
                 pass
+
+    def decide(self, *sops, study="1.2.3", held=False, destinations=("ai",), route=True):
+        """A decision as the screener leaves it, without its looking at anything. Returns it and its claim."""
+        for sop in sops:
+            self.put(_data_set(sop, study), sop, study)
+        claim = self.spool.claim(study_key(study))
+        found = (Disposition.FORWARD, Verdict.CLEAN, ())
+        if held:
+            found = (Disposition.QUARANTINE, Verdict.SUSPECT, (Reason.SCORE_OVER_THRESHOLD,))
+        with self.ledger() as ledger:
+            decision = Decision(
+                uuid.uuid4().hex, claim.claim_id, ledger.next_version(study), Uid(study),
+                *found, None, None, "enforce",
+                "CR1@127.0.0.1", utc_now(), utc_now(), tuple(destinations),
+                tuple(
+                    InstanceDecision(
+                        i.receipt.sop_instance_uid, i.receipt.sop_class_uid, i.receipt.series_instance_uid,
+                        i.receipt.transfer_syntax_uid, i.receipt.sha256, i.receipt.size_bytes, i.name,
+                        Verdict.CLEAN, (), "quarantine" if held else "forward", "enforce",
+                    )
+                    for i in claim.instances
+                ),
+            )  # fmt: skip
+            ledger.record_decisions([decision])
+        if route:
+            self.route(claim, decision)
+        return decision, claim
+
+    def route(self, claim, decision):
+        names = [instance.file_name for instance in decision.instances]
+        if decision.disposition is Disposition.QUARANTINE:
+            self.spool.hold(claim, decision.decision_id, names)
+        else:
+            self.spool.forward(claim, decision.decision_id, names, decision.destinations)
+        self.spool.finish(claim)
+
+    def ledger(self, writer="screen"):
+        return compose.open_ledger(self.config, writer)
+
+    def configure(self, **sections):
+        """Write other sections over those that the file has."""
+        self.path.write_text(yaml.safe_dump(yaml.safe_load(self.path.read_text()) | sections))
+        self.config = load(self.path, {})
 
     def run(self, *words):
         """Exit code, standard output, and what of it is JSON."""
