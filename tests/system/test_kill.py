@@ -57,7 +57,9 @@ def test_nothing_acknowledged_is_lost_whatever_is_killed(make_node, ai, armed_bu
             if kind in SCREENING:
                 assert until(node, lambda starts=starts: starts_of_screener(node) > starts), node.log_end()
                 assert until(node, lambda: list((spool.root / "claimed").iterdir()), pause_s=0.01), node.log_end()
-            time.sleep(chance.uniform(0.0, 1.0))
+            if kind == "deliver":
+                assert until(node, lambda: list(spool.outgoing("ai")), pause_s=0.005), node.log_end()
+            time.sleep(chance.uniform(0.0, 0.05 if kind == "deliver" else 1.0))
             starts = starts_of_screener(node) if kind in {"screen", "serve"} else starts
             assert until(node, lambda kind=kind: kill(node, kind, chance), within_s=60), (kind, node.log_end())
             killed[kind] += 1
