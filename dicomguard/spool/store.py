@@ -280,17 +280,13 @@ class Spool:
         kept = self.root / "store" / decision_id
         kept.mkdir(mode=0o700, exist_ok=True)
         queues = [self.root / "outbound" / destination / decision_id for destination in destinations]
-        for queue in queues:
-            queue.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in names:
-            if not (source / name).exists():
-                continue  # moved before a crash, links first
+        for name in names:  # what is not here was moved before a crash, links first
             for queue in queues:
-                _link(source / name, queue / name)
+                _queue(source / name, queue)
             _move(source / name, kept / name)
         for folder in (*queues, *(queue.parent for queue in queues), kept, kept.parent):
-            # The deliverer may have emptied and removed a queue already: then it needs no sync.
-            if folder.is_dir():
+            # The courier may have emptied and removed a queue already: then it needs no sync.
+            with suppress(FileNotFoundError):
                 fsync_folder(folder)
 
     # --- outbound
@@ -323,10 +319,11 @@ class Spool:
 
     def send_again(self, item: Outgoing) -> None:
         """Put an undeliverable instance back into its destination's queue."""
-        folder = self.root / "outbound" / item.destination / item.decision_id
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _move(item.instance.path, folder / item.instance.name)
-        fsync_folder(folder)
+        queue = self.root / "outbound" / item.destination / item.decision_id
+        if _queue(item.instance.path, queue):
+            item.instance.path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            fsync_folder(queue)
 
     def waits_for_delivery(self, decision_id: str, name: str) -> bool:
         """True while some destination has not got this instance yet."""
@@ -365,28 +362,13 @@ class Spool:
         _remove_if_empty(claim.folder)
         return moved
 
-    def everything(self) -> Iterator[tuple[str, Path]]:
-        """Every instance file past `incoming/`: its folder's name and its path. For verification."""
-        for place in ("claimed", "store", "quarantine", "rejected", "failed", "outbound", "undeliverable"):
-            for path in sorted((self.root / place).rglob(f"*{SUFFIX}")):
-                yield place, path
-
     # --- what people ask for
 
     def send_stored(self, decision_id: str, names: Iterable[str], destination: str) -> int:
         """Queue kept instances for a destination once more. Returns how many are there; what is gone is left out."""
         queue = self.root / "outbound" / destination / decision_id
         kept = self.root / "store" / decision_id
-        count = 0
-        for name in names:
-            is_queued = False
-            while not is_queued and (kept / name).exists():
-                queue.mkdir(mode=0o700, parents=True, exist_ok=True)
-                # The courier removes a queue that it has emptied: between our mkdir and our link it may be gone again.
-                with suppress(FileNotFoundError):
-                    _link(kept / name, queue / name)
-                    is_queued = True
-            count += is_queued
+        count = sum(_queue(kept / name, queue) for name in names)
         for folder in (queue, queue.parent):
             with suppress(FileNotFoundError):
                 fsync_folder(folder)
@@ -508,11 +490,16 @@ def _move(source: Path, target: Path) -> bool:
     return True
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        return
+def _queue(source: Path, queue: Path) -> bool:
+    """Link a file into a destination's queue, once; False when there is no such file."""
+    while source.exists():
+        queue.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The courier removes a queue that it has emptied: between our mkdir and our link it may be gone again.
+        with suppress(FileNotFoundError):
+            with suppress(FileExistsError):
+                os.link(source, queue / source.name)
+            return True
+    return False
 
 
 def _remove_if_empty(folder: Path) -> None:

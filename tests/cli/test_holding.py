@@ -4,6 +4,7 @@ import pytest
 
 from dicomguard.errors import NotFoundError, ReviewError
 from dicomguard.spool.store import Spool
+from tests.spool.conftest import everything
 
 WHO = ("--actor", "dr", "--reason", "known device")
 
@@ -131,10 +132,10 @@ class TestPurge:
         desk.run("quarantine", "reject", "1.2.3", *WHO)
         with pytest.raises(ReviewError, match="actor and a reason"):
             desk.run("quarantine", "purge", "1.2.3", "--actor", "dr", "--reason", " ")
-        assert len(list(desk.spool.everything())) == 2
+        assert len(list(everything(desk.spool))) == 2
         code, _, (row,) = desk.run("quarantine", "purge", "1.2.3", *WHO, "--json")
         assert (code, row["state"], row["purged"], row["removed"]) == (0, "rejected", True, 2)
-        assert list(desk.spool.everything()) == []
+        assert list(everything(desk.spool)) == []
         _, _, (event,) = desk.run("events", "--kind", "rejected_purged", "--json")
         assert (event["subject_uid"], event["detail"]["decision_id"]) == ("1.2.3", decision.decision_id)
         assert (event["detail"]["actor"], len(event["detail"]["instances"])) == ("dr", 2)
@@ -149,9 +150,9 @@ class TestPurge:
         with monkeypatch.context() as patched:
             patched.setattr(Spool, "purge_rejected", lambda *_: 0)
             desk.run("quarantine", "purge", "1.2.3", *WHO)
-        assert len(list(desk.spool.everything())) == 1
+        assert len(list(everything(desk.spool))) == 1
         assert desk.run("quarantine", "purge", "1.2.3", *WHO, "--json")[2][0]["removed"] == 1
-        assert list(desk.spool.everything()) == []
+        assert list(everything(desk.spool)) == []
         assert len(desk.run("events", "--kind", "rejected_purged", "--json")[2]) == 1
 
     def test_released_and_held_ones_stay_and_several_are_named(self, desk):
@@ -164,4 +165,4 @@ class TestPurge:
         desk.run("quarantine", "reject", "1.2.3", *WHO, "--all-versions")
         with pytest.raises(ReviewError, match="Name one"):
             desk.run("quarantine", "purge", "1.2.3", *WHO)
-        assert len([place for place, _ in desk.spool.everything() if place == "rejected"]) == 2
+        assert len([place for place, _ in everything(desk.spool) if place == "rejected"]) == 2

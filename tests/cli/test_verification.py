@@ -15,6 +15,7 @@ from dicomguard.deliver.courier import Courier
 from dicomguard.quarantine import Quarantine
 from dicomguard.spool import envelope
 from dicomguard.study import AeTitle, Peer
+from tests.spool.conftest import everything
 
 WHO = {"actor": "dr", "reason": "known device"}
 
@@ -45,7 +46,7 @@ class TestMissing:
         with desk.ledger("deliver") as ledger:
             later = Retention(desk.spool, ledger, retention_days=1, now=lambda: utc_now() + timedelta(days=2))
             assert later.step()
-        assert list(desk.spool.everything()) == []
+        assert list(everything(desk.spool)) == []
         assert found(desk) == []
         assert decision.disposition == "forward"
 
@@ -228,7 +229,7 @@ def test_a_node_at_work_raises_no_false_alarm(desk, tmp_path):
     assert arrived >= 10
     with desk.ledger() as ledger:
         assert ledger.events("retention_removed")
-    left = [(place, path) for place, path in desk.spool.everything() if place in {"store", "quarantine"}]
+    left = [(place, path) for place, path in everything(desk.spool) if place in {"store", "quarantine"}]
     assert left
     uids = {envelope.read(path).sop_instance_uid for _, path in left}
     for _, path in left:

@@ -8,6 +8,7 @@ import pytest
 from dicomguard.decision import Disposition, Fault, Reason, Verdict
 from dicomguard.pixels.sandbox import DecodeWorker
 from tests.screen.conftest import EXPLICIT, Site
+from tests.spool.conftest import everything
 
 pytestmark = [pytest.mark.slow, pytest.mark.data, pytest.mark.timeout(600)]
 
@@ -42,7 +43,7 @@ def test_every_malformed_file_ends_somewhere_with_a_reason(tmp_path, data_dir, i
     assert len(instances) == len({i.sop_instance_uid for i in instances}) == len(files)
     assert site.spool.failed() == []
     assert site.spool.claims() == []
-    places = Counter(place for place, _ in site.spool.everything() if place in {"store", "quarantine"})
+    places = Counter(place for place, _ in everything(site.spool) if place in {"store", "quarantine"})
     held = [d for d in decisions if d.disposition is Disposition.QUARANTINE]
     assert places["quarantine"] == sum(len(d.instances) for d in held)
     assert places.total() == len(files)

@@ -130,7 +130,7 @@ def test_a_quarantined_study_stays_so_for_late_images_until_it_is_released(site)
     assert (second.version, second.disposition, second.verdict) == (2, HELD, Verdict.CLEAN)
     assert second.reasons == (Reason.STUDY_QUARANTINED,)
     quarantine = Quarantine(site.spool, site.ledger, ["ai"])
-    quarantine.release("1.2.3", actor="dr", reason="artefact")
+    quarantine.release("1.2.3", actor="dr", reason="artefact", all_versions=True)
     assert len(outbound(site)) == 2
     site.send(CLEAN, 3, study="1.2.3")
     site.send(SUSPECT, 4, study="1.2.3")

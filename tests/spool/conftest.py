@@ -52,3 +52,10 @@ def receipt(sop="1.2.3.4", study="1.2.3", fault=""):
 
 def digest(data):
     return hashlib.sha256(data).hexdigest()
+
+
+def everything(spool):
+    """Every instance file past `incoming/`: its folder's name and its path."""
+    for place in ("claimed", "store", "quarantine", "rejected", "failed", "outbound", "undeliverable"):
+        for path in sorted((spool.root / place).rglob("*.dcm")):
+            yield place, path

@@ -4,6 +4,7 @@ import pytest
 
 from dicomguard.errors import SpoolError
 from dicomguard.study import study_key
+from tests.spool.conftest import everything
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_a_rejected_decision_can_be_removed_and_nothing_else(spool, claim, put):
     assert len(spool.quarantined("d1")) == 2
     spool.reject("d1")
     assert spool.purge_rejected("d1") == 2
-    assert list(spool.everything()) == []
+    assert list(everything(spool)) == []
     assert spool.purge_rejected("d1") == 0
 
 

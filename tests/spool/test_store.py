@@ -9,13 +9,13 @@ from dicomguard.errors import NotFoundError, SpoolError
 from dicomguard.spool import journal
 from dicomguard.spool.store import Due, Settling, Spool, find_failed
 from dicomguard.study import study_key
-from tests.spool.conftest import receipt
+from tests.spool.conftest import everything, receipt
 
 KEY = study_key("1.2.3")
 
 
 def places(spool):
-    return sorted((place, path.name) for place, path in spool.everything())
+    return sorted((place, path.name) for place, path in everything(spool))
 
 
 def test_a_claim_is_what_the_claimer_moved_itself(spool, put):
@@ -323,7 +323,7 @@ class Conservation(RuleBasedStateMachine):
     def nothing_is_lost(self):
         if not hasattr(self, "spool"):
             return
-        there = {path.name for _, path in self.spool.everything()}
+        there = {path.name for _, path in everything(self.spool)}
         there |= {name for names in self.spool.arrivals().values() for name in names}
         assert self.received <= there
 

@@ -24,6 +24,7 @@ from dicomguard.config import load
 from dicomguard.decision import Disposition
 from dicomguard.spool import envelope
 from dicomguard.spool.store import EVIDENCE, Spool
+from tests.spool.conftest import everything
 from tests.system.conftest import until
 
 KILLS = int(os.environ.get("DICOMGUARD_KILLS", "8"))
@@ -94,7 +95,7 @@ def test_nothing_acknowledged_is_lost_whatever_is_killed(make_node, ai, armed_bu
     lost = acknowledged - arrived - held
     assert lost == set()
     assert arrived.isdisjoint(held)
-    assert [path for _, path in spool.everything() if not is_whole(path)] == []
+    assert [path for _, path in everything(spool) if not is_whole(path)] == []
     assert list(problems(config)) == []
     # The kills met scoring, holding and drawing, not only copying.
     assert len(scored) > len(acknowledged) / 2
