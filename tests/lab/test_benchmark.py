@@ -86,6 +86,7 @@ def test_a_misclassified_case_is_not_attacked(scorer: Scorer, tmp_path: Path) ->
     assert report["clean_flagged_misclassified"]["count"] == 1
 
 
+@pytest.mark.slow
 def test_the_picture_kept_is_the_one_that_flipped(scorer: Scorer, tmp_path: Path) -> None:
     adversaries = Adversaries(scorer, 12, tmp_path)
     cases = [case(scorer, seed) for seed in range(6)]

@@ -20,7 +20,8 @@ from dicomguard.pixels.header import Header
 from dicomguard.pixels.image import Image
 from dicomguard.pixels.sandbox import DecodeWorker
 
-pytestmark = pytest.mark.data
+# Every file is decoded once for all of these: seconds.
+pytestmark = [pytest.mark.data, pytest.mark.slow]
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "pixels.md"
 _FRAMES = 4
 
@@ -126,7 +127,6 @@ def test_every_real_file_is_answered_and_most_are_decoded(real: list[Outcome]) -
         assert outcome.result.reason in {Reason.UNDECODABLE, Reason.TRUNCATED, Reason.UNPARSABLE}, outcome.path.name
 
 
-@pytest.mark.slow
 def test_decoded_values_are_pydicoms(real: list[Outcome]) -> None:
     logging.disable(logging.CRITICAL)
     compared: Counter[str] = Counter()
