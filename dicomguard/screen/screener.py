@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -155,24 +155,23 @@ class Screener:
         else:
             self._retries.append((self._spool.next_attempt(claim), is_overdue))
 
-    def _finish_recorded(self, claim: Claim) -> bool:
-        """Carry out what was decided about this claim before a crash. False when nothing was."""
-        decisions = self._ledger.decisions_of_claim(claim.claim_id)
+    def _carry_out(self, claim: Claim, decisions: Sequence[Decision]) -> None:
+        """Do what is recorded about this claim, now or again after a crash."""
         for decision in decisions:
             self._announce(decision)
             self._route(claim, decision)
-        if decisions:
-            self._spool.finish(claim)
-        return bool(decisions)
+        self._spool.finish(claim)
 
     def _decide_and_route(self, claim: Claim, *, is_overdue: bool) -> None:
         if claim.strangers:
             self._spool.set_aside(claim, claim.strangers)
             self._ledger.record_event("stranger_in_spool", "", {"claim_id": claim.claim_id, "n": len(claim.strangers)})
-        if self._finish_recorded(claim):
+        recorded = self._ledger.decisions_of_claim(claim.claim_id)
+        if recorded:
+            self._carry_out(claim, recorded)
             return
         fresh, conflicts = self._sort_out(claim)
-        decisions = []
+        decisions: list[Decision] = []
         for study in group_by_study((*fresh, *conflicts)):
             examined = self._examine(study.instances, conflicts, is_overdue=is_overdue)
             uid = study.study_instance_uid
@@ -181,11 +180,7 @@ class Screener:
             for decision in made:
                 self._keep_evidence(claim, decision, examined)
             decisions += made
-        self._ledger.record_decisions(decisions)
-        for decision in decisions:
-            self._announce(decision)
-            self._route(claim, decision)
-        self._spool.finish(claim)
+        self._carry_out(claim, self._ledger.record_decisions(decisions))
 
     def _sort_out(self, claim: Claim) -> tuple[list[Instance], list[Instance]]:
         """New instances, and those that contradict one that we have. Repeated transfers are dropped here."""
