@@ -30,23 +30,20 @@ def from_logits(logits: Logits, pixels: Tensor, *, chunk: int = CHUNK) -> Margin
     return lambda current, which: sign[which] * logits(current)
 
 
-def from_classes(logits: Logits, pixels: Tensor, *, chunk: int = CHUNK) -> Margins:
-    """One class of K, logits (n, K): margin z_c - max over y != c of z_y, with c the class at `pixels`."""
-    answer = _answers(logits, pixels, chunk).argmax(1, keepdim=True)
+def from_log_odds(log_odds: Logits, pixels: Tensor, *, chunk: int = CHUNK) -> Margins:
+    """Log-odds (n, questions, classes) of any head, see `scoring.head`.
+
+    Margin: the log-odds of the answer at `pixels` against the strongest other class, of the question where that is
+    least, because one changed finding is a flip.
+    """
+    kept = _answers(log_odds, pixels, chunk).argmax(-1, keepdim=True)
 
     def margins(current: Tensor, which: Tensor) -> Tensor:
-        found = logits(current)
-        own = answer[which]
-        others = found.scatter(1, own, -torch.inf)
-        return found.gather(1, own)[:, 0] - others.amax(1)
+        found, own = log_odds(current), kept[which]
+        others = found.scatter(-1, own, -torch.inf).amax(-1)
+        return (found.gather(-1, own)[..., 0] - others).amin(-1)
 
     return margins
-
-
-def from_findings(logits: Logits, pixels: Tensor, *, chunk: int = CHUNK) -> Margins:
-    """K findings, each present or not, logits (n, K): margin min over k of s_k z_k. One changed finding is a flip."""
-    signs = torch.where(_answers(logits, pixels, chunk) >= 0, 1.0, -1.0)
-    return lambda current, which: (signs[which] * logits(current)).amin(1)
 
 
 def values(margins: Margins, pixels: Tensor, which: Tensor, *, chunk: int = CHUNK) -> Tensor:

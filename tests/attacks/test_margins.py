@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dicomguard.attacks.margins import from_classes, from_findings, from_logits, slopes, values
+from dicomguard.attacks.margins import from_log_odds, from_logits, slopes, values
 from dicomguard.attacks.pgd import FixedEps, fixed_eps_pgd
 from dicomguard.errors import DicomguardError
 from tests.attacks.toys import linear, noise_pictures, picture, small_net
@@ -18,39 +18,45 @@ def test_one_logit_whichever_its_sign() -> None:
     assert values(from_logits(linear, clean), clean.flip(0), EVERY).tolist() == pytest.approx([-0.2, -0.1], abs=1e-6)
 
 
-def test_classes_are_measured_against_the_nearest_other() -> None:
-    def logits(x: Tensor) -> Tensor:
-        return x[:, 0, 0]
+def classes(x: Tensor) -> Tensor:
+    """One question whose log-odds are the pixels of the first row."""
+    return x[:, :, 0]
 
+
+def findings(x: Tensor) -> Tensor:
+    """A yes-or-no question for each pixel of the first row: is it brighter than mid gray?"""
+    return torch.stack([torch.zeros_like(x[:, 0, 0]), x[:, 0, 0] - 0.5], -1)
+
+
+def test_classes_are_measured_against_the_nearest_other() -> None:
     clean = torch.tensor([[[[0.1, 0.9, 0.6]]], [[[0.5, 0.2, 0.1]]]])
-    margins = from_classes(logits, clean)
+    margins = from_log_odds(classes, clean)
     assert values(margins, clean, EVERY).tolist() == pytest.approx([0.3, 0.3])
     assert values(margins, clean[:1], EVERY[1:]).tolist() == pytest.approx([-0.8])
 
 
 def test_findings_flip_with_the_first_of_them() -> None:
-    def logits(x: Tensor) -> Tensor:
-        return x[:, 0, 0] - 0.5
-
     clean = torch.tensor([[[[0.9, 0.2]]], [[[0.1, 0.6]]]])
-    margins = from_findings(logits, clean)
+    margins = from_log_odds(findings, clean)
     assert values(margins, clean, EVERY).tolist() == pytest.approx([0.3, 0.1])
     assert values(margins, clean.flip(0), EVERY).max() < 0
 
 
-@pytest.mark.parametrize("adaptor", [from_classes, from_findings], ids=["classes", "findings"])
-def test_heads_of_many_outputs_are_attacked(adaptor: object) -> None:
+@pytest.mark.parametrize("questions", [1, 2], ids=["classes", "findings"])
+def test_heads_of_many_outputs_are_attacked(questions: int) -> None:
     net = small_net(4, seed=1)
+
     clean = noise_pictures(6)
-    margins = from_classes(net, clean) if adaptor is from_classes else from_findings(net, clean)
-    found = fixed_eps_pgd(margins, clean, range(6), FixedEps(eps=0.1))
+    reference = net(clean).mean(0)
+
+    def centred(x: Tensor) -> Tensor:
+        found: Tensor = net(x) - reference
+        return found.view(len(x), questions, -1)
+
+    found = fixed_eps_pgd(from_log_odds(centred, clean), clean, range(6), FixedEps(eps=0.1))
     assert found.flipped.any()
-    before, after = net(clean), net(found.pixels)
-    changed = {
-        from_classes: before.argmax(1) != after.argmax(1),
-        from_findings: ((before >= 0) != (after >= 0)).any(1),
-    }
-    assert torch.equal(changed[adaptor], found.flipped)
+    changed = (centred(clean).argmax(-1) != centred(found.pixels).argmax(-1)).any(1)
+    assert torch.equal(changed, found.flipped)
 
 
 def test_gradients_come_in_chunks_and_only_where_wanted() -> None:
