@@ -12,7 +12,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, get_args
@@ -26,6 +26,7 @@ from dicomguard.errors import LedgerError, NotFoundError, ReviewError
 from dicomguard.ledger import rows, store, tables
 from dicomguard.ledger import verify as verification
 from dicomguard.ledger.chain import ChainKey, Extension, key_check, subkey
+from dicomguard.ledger.draws import Draw, drawn_from
 from dicomguard.ledger.heads import Heads
 from dicomguard.ledger.records import (
     ALARMS,
@@ -107,7 +108,8 @@ class Ledger:
 
         A claim is recorded once: decisions of a claim that has any already are not recorded again, and what was
         decided first is returned instead. So a crash after this call never leads to a second, different decision.
-        What a decision forwards is recorded as queued for its destinations in the same transaction.
+        What a decision forwards is recorded as queued for its destinations in the same transaction, and so is what is
+        drawn from it for the drift watch: once for a study and a bundle, however many versions the study has.
         """
         claims = list(dict.fromkeys(decision.claim_id for decision in decisions))
         with self._writing() as (connection, chain):
@@ -120,6 +122,7 @@ class Ledger:
                         chain.append(tables.decisions, row, instances)
                         if decision.disposition is Disposition.FORWARD:
                             _queue(chain, decision, decision.destinations)
+                        _add_draws(connection, chain, decision)
         return [recorded for claim in claims for recorded in self.decisions_of_claim(claim)]
 
     def decisions_of_claim(self, claim_id: str) -> list[Decision]:
@@ -334,14 +337,43 @@ class Ledger:
         """
         with self._writing() as (_, chain):
             chain.append(tables.events, _event_row(kind, subject_uid, detail))
-        if kind in ALARMS:
-            about = f" for {subject_uid}" if subject_uid else ""
-            _log.error("Alarm %s%s: %s", kind, about, tables.to_text(dict(detail))[:_LOGGED_CHARACTERS])
+        _log_alarm(kind, subject_uid, detail)
+
+    def record_turn(
+        self,
+        kind: str,
+        subject_uid: str,
+        detail: Mapping[str, Any],
+        *,
+        kinds: Collection[str],
+        is_news: Callable[[Event | None], bool],
+    ) -> bool:
+        """Record an event about a subject whose state turned, if that is still news. Returns whether it was.
+
+        `kinds` are the events that tell of this state. `is_news` is asked about the last of them, None where there is
+        none, under the write lock: of several processes that see the same turn, one records it.
+        """
+        table = tables.events
+        condition = (table.c.kind.in_(sorted(kinds)), table.c.subject_uid == subject_uid)
+        query = sa.select(table).where(*condition).order_by(table.c.id.desc()).limit(1)
+        with self._writing() as (connection, chain):
+            last = connection.execute(query).mappings().first()
+            if not is_news(None if last is None else rows.to_event(dict(last))):
+                return False
+            chain.append(table, _event_row(kind, subject_uid, detail))
+        _log_alarm(kind, subject_uid, detail)
+        return True
 
     def events(self, kind: str | None = None, limit: int | None = None) -> list[Event]:
         """Events, oldest first; with `limit` the newest so many of them."""
         conditions = [] if kind is None else [tables.events.c.kind == kind]
         return [rows.to_event(row) for row in self._rows(tables.events, *conditions, limit=limit)]
+
+    # Draws -----------------------------------------------------------------------------------------------------------
+
+    def draws(self, after: int = 0) -> list[Draw]:
+        """P-values drawn for the drift watch with numbers over `after`, in the order of recording."""
+        return [rows.to_draw(row) for row in self._rows(tables.draws, tables.draws.c.id > after)]
 
     # Trust -----------------------------------------------------------------------------------------------------------
 
@@ -429,6 +461,20 @@ def _queue(chain: Extension, decision: Decision, destinations: Sequence[str]) ->
                 DeliveryState.QUEUED,
             )
             chain.append(tables.deliveries, rows.from_delivery(queued))
+
+
+def _add_draws(connection: Connection, chain: Extension, decision: Decision) -> None:
+    table = tables.draws
+    for draw in drawn_from(decision):
+        same = sa.and_(table.c.study_key == key_of(draw.study_instance_uid), table.c.bundle == draw.bundle)
+        if _first(connection, table.c.id, same) is None:
+            chain.append(table, rows.from_draw(draw))
+
+
+def _log_alarm(kind: str, subject_uid: str, detail: Mapping[str, Any]) -> None:
+    if kind in ALARMS:
+        about = f" for {subject_uid}" if subject_uid else ""
+        _log.error("Alarm %s%s: %s", kind, about, tables.to_text(dict(detail))[:_LOGGED_CHARACTERS])
 
 
 def _event_row(kind: str, subject_uid: str, detail: Mapping[str, Any]) -> dict[str, Any]:

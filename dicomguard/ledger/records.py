@@ -17,6 +17,7 @@ ALARMS: Final = frozenset(
         *("uid_conflict", "doubt_after_forward", "overdue", "screening_failed", "stranger_in_spool"),
         *("unknown_outbound", "altered_in_spool", "damaged_in_spool", "delivery_dead"),
         *("destination_failing", "destination_overdue", "ledger_truncated"),
+        *("drift_moved", "drift_more_alarms", "false_hold_budget_spent"),
     }
 )
 
