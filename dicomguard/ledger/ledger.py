@@ -13,6 +13,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, get_args
@@ -23,7 +24,7 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from dicomguard.association import AssociationEvent
 from dicomguard.decision import REFUSED, Decision, Disposition, Reason
 from dicomguard.errors import LedgerError, NotFoundError, ReviewError
-from dicomguard.ledger import rows, store, tables
+from dicomguard.ledger import excerpt, rows, store, tables
 from dicomguard.ledger import verify as verification
 from dicomguard.ledger.chain import ChainKey, Extension, key_check, subkey
 from dicomguard.ledger.draws import Draw, drawn_from
@@ -163,6 +164,15 @@ class Ledger:
                 return
             conditions.append(tables.decisions.c.id >= ids[-1])
         yield from self._decisions(*conditions)
+
+    def decision_ids(self, since: datetime | None = None, limit: int | None = None) -> list[str]:
+        """Ids of decisions made at `since` (aware) or later, oldest first; with `limit` the newest so many of them."""
+        table = tables.decisions
+        query = sa.select(table.c.decision_id).order_by(table.c.id.desc()).limit(limit)
+        if since is not None:
+            query = query.where(table.c.decided_at >= tables.to_stamp(since))
+        with self._reading() as connection:
+            return [*connection.scalars(query)][::-1]
 
     def next_version(self, study_uid: str) -> int:
         """The version that the study's next decision carries, from 1."""
@@ -385,6 +395,12 @@ class Ledger:
             time.sleep(_FIRST_HEAD_S)
             found = self._verify_once()
         return found
+
+    def excerpt(self, decision_id: str) -> dict[str, Any]:
+        """Everything recorded about one decision, row by row as its MACs cover it, and the heads; see `excerpt`."""
+        tips = None if self._heads is None else verification.read_heads(self._heads)
+        with self._reading() as connection:
+            return excerpt.of_decision(connection, self._key, tips, decision_id)
 
     def _verify_once(self) -> list[Problem]:
         # The heads first: a row committed in between is then beyond its head, which is no break.
