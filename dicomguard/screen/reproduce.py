@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Final, assert_never
+from typing import Any, Final, assert_never, get_args
 
-from dicomguard.decision import Decision, Disposition, Fault, InstanceDecision, Policy, Reason
+from dicomguard.decision import Action, Decision, Disposition, Fault, InstanceDecision, Mode, Policy, Reason
 from dicomguard.screen.compare import (
     Difference,
     Tolerance,
@@ -26,13 +26,12 @@ from dicomguard.screen.examine import Examined, Examiner
 from dicomguard.screen.locate import Altered, Located, Lost, Whereabouts
 from dicomguard.screen.past import Past, notes_on
 from dicomguard.screen.protected import Protected
-from dicomguard.screen.verdicts import Rules, Standing, decide_claim, instance_decision
+from dicomguard.screen.verdicts import Rules, Standing, decide_claim
 
 # Found by the screener from what came before or how long it took, not by looking at the instance.
 _OF_THE_PAST: Final = frozenset({Reason.UID_CONFLICT, Reason.OVERDUE})
-# Whatever a site may have written under `policy`, its actions lie between these two.
-_LENIENT: Final = Policy("forward", "forward", "forward", "forward", "forward")
-_STRICT: Final = Policy("quarantine", "quarantine", "quarantine", "quarantine", "quarantine")
+# In a record of scores: the ruling on all frames of the study together, of which each instance is a part.
+_STUDY: Final = "study"
 
 
 class Outcome(StrEnum):
@@ -88,7 +87,6 @@ class Reproduction:
 class _Findings:
     """What is gathered on the way to one `Reproduction`."""
 
-    examined: list[Examined] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     problems: dict[str, Outcome] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -122,6 +120,7 @@ class Reproducer:
         self._nobody = examiner_of([])
         self._rules = rules
         self._tolerance = tolerance
+        self._in_modes: dict[tuple[int, Mode], Protected] = {}
         self._other_enrolments: list[tuple[str, dict[str, Any]]] = []
 
     def reproduce(self, decision: Decision, found: Sequence[Whereabouts], past: Past | None) -> Reproduction:
@@ -131,16 +130,8 @@ class Reproducer:
         for one in found:
             _explain(one, findings)
         rules = self._rules_of(decision)
-        remade = 0
-        for one, examined in zip(there, self._examine(there, past, findings), strict=True):
-            made = instance_decision(examined, rules)
-            if self._compare_instance(one.recorded, made, examined, rules, findings):
-                remade += 1
-                findings.examined.append(examined)
-        if remade == len(decision.instances):
-            self._compare_study(decision, findings.examined, rules, findings)
-        elif remade:
-            findings.note(f"{remade} of {len(decision.instances)} instances were compared, the study as a whole not")
+        examined = self._examine(there, past, findings)
+        remade = self._compare(decision, there, examined, rules, findings) if there else 0
         for note in notes_on(decision, past):
             findings.note(note)
         outcomes = [*findings.problems.values(), *([Outcome.DIFFERS] if findings.differences else [])]
@@ -162,12 +153,9 @@ class Reproducer:
     def _model_of(self, recorded: InstanceDecision) -> int | None:
         """The loaded model of the recorded fingerprint, and of the recorded thresholds where several have it."""
         found = [n for n, model in enumerate(self._models) if model.scorer.fingerprint == recorded.fingerprint]
-        before = provenance(recorded.scores).get("thresholds")
-        for number in found:
-            thresholds = self._models[number].scorer.thresholds
-            if before is not None and thresholds is not None and same_provenance(before, asdict(thresholds)):
-                return number
-        return found[-1] if found else None
+        before = provenance(recorded.scores)
+        fitting = [number for number in found if same_provenance(before, _provenance_of(self._models[number]))]
+        return next(iter([*fitting, *found]), None)
 
     def _lacks_model(self, recorded: InstanceDecision, findings: _Findings) -> bool:
         problem = self._model_problem(recorded)
@@ -192,8 +180,11 @@ class Reproducer:
     # Looking again ---------------------------------------------------------------------------------------------------
 
     def _rules_of(self, decision: Decision) -> Rules:
+        """The site's rules as they were, as far as the record tells; actions are those of today's policy."""
         unmatched = next((i.mode for i in decision.instances if i.fingerprint is None), decision.mode)
-        return replace(self._rules, mode=unmatched, destinations=decision.destinations)
+        was_required = any(Reason.NOT_CERTIFIED in i.reasons for i in decision.instances)
+        policy = replace(self._rules.policy, certificate="require" if was_required else "record")
+        return replace(self._rules, policy=policy, mode=unmatched, destinations=decision.destinations)
 
     def _examine(self, there: Sequence[Located], past: Past | None, findings: _Findings) -> list[Examined]:
         done: dict[int, Examined] = {}
@@ -209,9 +200,16 @@ class Reproducer:
             examiner = self._nobody if number is None else self._examiners[number]
             examined = examiner.examine([there[index].instance for index in indexes])
             for index, item in zip(indexes, examined, strict=True):
-                model = None if item.model is None else replace(item.model, mode=there[index].recorded.mode)
+                # One object for all of them: verdicts tell by it which images are judged together.
+                mode = there[index].recorded.mode
+                model = None if number is None or item.model is None else self._in_mode(number, mode)
                 done[index] = replace(item, model=model)
         return [done[index] for index in range(len(there))]
+
+    def _in_mode(self, number: int, mode: Mode) -> Protected:
+        if (number, mode) not in self._in_modes:
+            self._in_modes[number, mode] = replace(self._models[number], mode=mode)
+        return self._in_modes[number, mode]
 
     def _check_past_fault(
         self, recorded: InstanceDecision, reason: Reason, past: Past | None, findings: _Findings
@@ -226,70 +224,111 @@ class Reproducer:
 
     # Comparing -------------------------------------------------------------------------------------------------------
 
-    def _compare_instance(
-        self, recorded: InstanceDecision, made: InstanceDecision, examined: Examined, rules: Rules, findings: _Findings
-    ) -> bool:
-        """False when it was not the recorded model that looked, after all."""
-        scores = None if made.scores is None else json.loads(json.dumps(made.scores))
+    def _compare(
+        self,
+        decision: Decision,
+        there: Sequence[Located],
+        examined: Sequence[Examined],
+        rules: Rules,
+        findings: _Findings,
+    ) -> int:
+        """Hold what is decided now against the record. Returns for how many instances that could be done."""
+        made = _decide(decision, examined, rules)
+        if len(made) != 1:
+            findings.differences.append(Difference("decisions", 1, len(made)))
+            return len(there)
+        again = made[0]
+        pairs = [
+            (one.recorded, now, number)
+            for number, (one, now) in enumerate(zip(there, again.instances, strict=True))
+            if not self._is_other_enrolment(one.recorded, now, findings)
+        ]
+        is_whole = len(pairs) == len(decision.instances)
+        others = [_decide(decision, examined, replace(rules, policy=p))[0] for p in _extremes(rules.policy)]
+        for recorded, now, number in pairs:
+            actions = {other.instances[number].action for other in others}
+            self._compare_instance(recorded, now, actions, findings, is_whole=is_whole)
+        if is_whole:
+            _compare_study(decision, again, {other.disposition for other in others}, findings)
+        elif pairs:
+            findings.note(
+                f"{len(pairs)} of {len(decision.instances)} instances were compared, the study as a whole not"
+            )
+        return len(pairs)
+
+    def _is_other_enrolment(self, recorded: InstanceDecision, made: InstanceDecision, findings: _Findings) -> bool:
         before = provenance(recorded.scores)
-        if scores is not None and before and not same_provenance(before, scores):
-            assert recorded.fingerprint is not None
-            self._other_enrolments.append((recorded.fingerprint, before))
-            findings.add(Outcome.OTHER_MODEL, _enrolment_problem(recorded, scores))
+        if made.scores is None or not before or same_provenance(before, made.scores):
             return False
+        assert recorded.fingerprint is not None
+        if (recorded.fingerprint, before) not in self._other_enrolments:
+            self._other_enrolments.append((recorded.fingerprint, before))
+        findings.add(Outcome.OTHER_MODEL, _enrolment_problem(recorded, made.scores))
+        return True
+
+    def _compare_instance(
+        self,
+        recorded: InstanceDecision,
+        made: InstanceDecision,
+        actions: set[Action],
+        findings: _Findings,
+        *,
+        is_whole: bool,
+    ) -> None:
+        """`actions`: what any policy would do with the instance. Its verdict may rest on others: `is_whole` or not."""
         uid = recorded.sop_instance_uid
         found = findings.differences
-        if made.verdict is not recorded.verdict:
-            found.append(Difference(f"{uid}: verdict", recorded.verdict.value, made.verdict.value))
-        if made.reasons != recorded.reasons:
-            found.append(Difference(f"{uid}: reasons", _words(recorded.reasons), _words(made.reasons)))
+        scores = None if made.scores is None else json.loads(json.dumps(made.scores))
+        before = recorded.scores
+        stands_alone = is_whole or before is None or _STUDY not in before
+        if before is not None and not stands_alone:
+            before = {name: value for name, value in before.items() if name != _STUDY}
+            findings.note("verdicts that rested on the study as a whole were not compared, scores were")
         if made.fingerprint != recorded.fingerprint:
             found.append(Difference(f"{uid}: fingerprint", recorded.fingerprint, made.fingerprint))
-        if made.action != recorded.action:
-            others = {instance_decision(examined, replace(rules, policy=p)).action for p in (_LENIENT, _STRICT)}
-            if recorded.action in others:
+        if stands_alone and made.verdict is not recorded.verdict:
+            found.append(Difference(f"{uid}: verdict", recorded.verdict.value, made.verdict.value))
+        if stands_alone and made.reasons != recorded.reasons:
+            found.append(Difference(f"{uid}: reasons", _words(recorded.reasons), _words(made.reasons)))
+        if stands_alone and made.action != recorded.action:
+            if recorded.action in actions:
                 findings.note(f"policy: today the action for {_words(recorded.reasons)} is {made.action}")
             else:
                 found.append(Difference(f"{uid}: action", recorded.action, made.action))
-        found.extend(score_differences(recorded.scores, scores, self._tolerance, f"{uid}: scores"))
-        if scores is not None and recorded.scores is not None:
-            findings.distances.append(largest_distance(recorded.scores, scores))
-        return True
+        found.extend(score_differences(before, scores, self._tolerance, f"{uid}: scores"))
+        if scores is not None and before is not None:
+            findings.distances.append(largest_distance(before, scores))
 
-    def _compare_study(
-        self, decision: Decision, examined: Sequence[Examined], rules: Rules, findings: _Findings
-    ) -> None:
-        made = self._decide(decision, examined, rules)
-        if len(made) != 1:
-            findings.differences.append(Difference("decisions", 1, len(made), abs(len(made) - 1)))
-            return
-        again = made[0]
-        found = findings.differences
-        if again.verdict is not decision.verdict:
-            found.append(Difference("study: verdict", decision.verdict.value, again.verdict.value))
-        reasons = tuple(reason for reason in decision.reasons if reason is not Reason.STUDY_QUARANTINED)
-        if again.reasons != reasons:
-            found.append(Difference("study: reasons", _words(reasons), _words(again.reasons)))
-        is_sticky = Reason.STUDY_QUARANTINED in decision.reasons
-        disposition = Disposition.QUARANTINE if is_sticky else again.disposition
-        if disposition is not decision.disposition:
-            others = {
-                other.disposition
-                for policy in (_LENIENT, _STRICT)
-                for other in self._decide(decision, examined, replace(rules, policy=policy))
-            }
-            if decision.disposition in others:
-                findings.note(f"policy: today the disposition would be {disposition.value}")
-            else:
-                found.append(Difference("study: disposition", decision.disposition.value, disposition.value))
 
-    def _decide(self, decision: Decision, examined: Sequence[Examined], rules: Rules) -> list[Decision]:
-        """What the screener would decide of these instances if the study had no past."""
-        standing = Standing(decision.version, frozenset())
-        is_overdue = Reason.OVERDUE in decision.reasons
-        return decide_claim(
-            decision.claim_id, examined, standing, rules, is_overdue=is_overdue, now=decision.decided_at
-        )
+def _decide(decision: Decision, examined: Sequence[Examined], rules: Rules) -> list[Decision]:
+    """What the screener would decide of these instances if their study had no past."""
+    standing = Standing(decision.version, frozenset())
+    is_overdue = Reason.OVERDUE in decision.reasons
+    return decide_claim(decision.claim_id, examined, standing, rules, is_overdue=is_overdue, now=decision.decided_at)
+
+
+def _extremes(policy: Policy) -> list[Policy]:
+    """Whatever a site may have written as an action, it lies between these two."""
+    names = ("unscorable", "unmatched", "inconclusive", "failed", "overdue")
+    return [replace(policy, **dict.fromkeys(names, action)) for action in get_args(Action)]
+
+
+def _compare_study(decision: Decision, again: Decision, dispositions: set[Disposition], findings: _Findings) -> None:
+    """`dispositions`: what any policy would do with the study."""
+    found = findings.differences
+    if again.verdict is not decision.verdict:
+        found.append(Difference("study: verdict", decision.verdict.value, again.verdict.value))
+    is_sticky = Reason.STUDY_QUARANTINED in decision.reasons
+    reasons = tuple(reason for reason in decision.reasons if reason is not Reason.STUDY_QUARANTINED)
+    if again.reasons != reasons:
+        found.append(Difference("study: reasons", _words(reasons), _words(again.reasons)))
+    disposition = Disposition.QUARANTINE if is_sticky else again.disposition
+    if disposition is decision.disposition:
+        return
+    if decision.disposition in dispositions:
+        findings.note(f"policy: today the disposition would be {disposition.value}")
+    else:
+        found.append(Difference("study: disposition", decision.disposition.value, disposition.value))
 
 
 def _explain(one: Whereabouts, findings: _Findings) -> None:
@@ -316,8 +355,16 @@ def _enrolment_problem(recorded: InstanceDecision, loaded: dict[str, Any] | None
     also = f"; loaded: {new}" if loaded is not None else ""
     return (
         f"bundle {recorded.bundle} has the recorded fingerprint, but was enrolled or calibrated anew since:"
-        f" decided with {old}{also}. Name a copy of the folder as it was then with --bundle"
+        f" decided with {old}{also}. Name the folder of that enrolment with --enrolment"
     )
+
+
+def _provenance_of(model: Protected) -> dict[str, Any]:
+    thresholds = model.scorer.thresholds
+    return {
+        "enrolment": model.scorer.enrolment_sha256,
+        "thresholds": None if thresholds is None else asdict(thresholds),
+    }
 
 
 def _enrolment_name(scores: dict[str, Any] | None) -> str:
