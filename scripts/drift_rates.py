@@ -42,7 +42,8 @@ def states(u: np.ndarray, held_back: np.ndarray, alpha: float, window: int, leve
     ranks = np.searchsorted(np.sort(held_back), u)
     state = State.COLLECTING
     for end in range(window, len(u) + 1, window):
-        looks = [drift.look(ranks[end - window * s : end], baseline) for s in SCALES if end >= window * s]
+        starts = sorted({max(0, end - window * scale) for scale in SCALES}, reverse=True)
+        looks = [drift.look(ranks[start:end], baseline) for start in starts]
         state = drift.judge(looks, level, state)
         yield state
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # heavy parts are imported where they are built
     from dicomguard.ledger import Ledger
     from dicomguard.pixels.sandbox import DecodeWorker
     from dicomguard.receive.settings import ReceiveSettings
+    from dicomguard.screen.budget import FalseHoldBudget
     from dicomguard.screen.examine import Examiner
     from dicomguard.screen.protected import Protected
     from dicomguard.screen.screener import Screener
@@ -190,9 +191,27 @@ def examiner(config: Config, worker: DecodeWorker, models: Sequence[Protected]) 
 def screener(config: Config, spool: Spool, ledger: Ledger, worker: DecodeWorker) -> Screener:
     """The screener. Loads the models, which takes seconds. Raises BundleError."""
     from dicomguard.screen.screener import Screener
+    from dicomguard.screen.watch import Watch
 
+    models = load_models(config)
+    names = [model.scorer.name for model in models]
+    watch = Watch(
+        ledger, window=config.drift.window_studies, level=config.drift.level, budget=false_hold_budget(config, names)
+    )
     settling = Settling(spool, quiet_s=config.study.quiet_s, deadline_s=config.study.deadline_s)
-    return Screener(spool, ledger, examiner(config, worker, load_models(config)), rules(config), settling)
+    return Screener(spool, ledger, examiner(config, worker, models), rules(config), settling, watch=watch)
+
+
+def false_hold_budget(config: Config, names: Sequence[str] | None = None) -> FalseHoldBudget:
+    """What the site can bear. `names` of the configured bundles, in their order; None: those of their folders."""
+    from dicomguard.screen.budget import FalseHoldBudget
+
+    known = [section.path.name for section in config.bundles] if names is None else names
+    places = {
+        name: f"'bundles', entry {number} (path: .../{section.path.name})"
+        for number, (name, section) in enumerate(zip(known, config.bundles, strict=True), start=1)
+    }
+    return FalseHoldBudget(config.false_hold_budget.holds, config.false_hold_budget.days, places)
 
 
 def delivery_settings(config: Config) -> Settings:

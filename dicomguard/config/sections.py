@@ -209,6 +209,25 @@ class DeliverySection(_Section):
         return self
 
 
+class DriftSection(_Section):
+    """When p-values count as no longer like those of the enrolment's clean images."""
+
+    # Studies of one sender (or of all) that are looked at together; five windows together show smaller changes. Fewer
+    # are sooner complete and see less.
+    window_studies: Annotated[int, Field(ge=50, le=5000)] = 200
+    # Chance of a false event at a window, over all tests. A stream of 50,000 studies a year has 250 windows: so at most
+    # one false event in forty years of such a stream.
+    level: Annotated[float, Field(ge=1e-9, le=0.05)] = 1e-4
+
+
+class FalseHoldBudgetSection(_Section):
+    """How many holds that a person marked false are bearable, for each bundle. Over it, an alarm; nothing else."""
+
+    # About three a day: more, and people stop looking at what is held.
+    holds: Annotated[int, Field(ge=0)] = 20
+    days: Annotated[float, Field(gt=0, le=366)] = 7.0
+
+
 class LimitsSection(_Section):
     """What a single instance or file may cost."""
 
@@ -257,6 +276,8 @@ class Config(_Section):
     destinations: tuple[DestinationSection, ...] = ()
     delivery: DeliverySection = DeliverySection()
     limits: LimitsSection = LimitsSection()
+    drift: DriftSection = DriftSection()
+    false_hold_budget: FalseHoldBudgetSection = FalseHoldBudgetSection()
     # Where the protected models run. Everything works on a CPU.
     device: Annotated[str, AfterValidator(_device)] = "cpu"
     # "hashed": a keyed hash of the Patient ID. "plain": the ID itself. The patient's name is never stored.

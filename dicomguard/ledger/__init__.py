@@ -5,6 +5,16 @@ The ledger says *why*; the spool's folders say *where*. It stores no patient nam
 
 from dicomguard.ledger.draws import Draw
 from dicomguard.ledger.ledger import Ledger
-from dicomguard.ledger.records import Delivery, DeliveryState, Event, Problem, Review, RuledAction
+from dicomguard.ledger.records import FALSE_HOLD_EVENT, Delivery, DeliveryState, Event, Problem, Review, RuledAction
 
-__all__ = ["Delivery", "DeliveryState", "Draw", "Event", "Ledger", "Problem", "Review", "RuledAction"]
+__all__ = [
+    "FALSE_HOLD_EVENT",
+    "Delivery",
+    "DeliveryState",
+    "Draw",
+    "Event",
+    "Ledger",
+    "Problem",
+    "Review",
+    "RuledAction",
+]

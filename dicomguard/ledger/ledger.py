@@ -363,16 +363,17 @@ class Ledger:
         `kinds` are the events that tell of this state. `is_news` is asked about the last of them, None where there is
         none, under the write lock: of several processes that see the same turn, one records it.
         """
-        table = tables.events
-        condition = (table.c.kind.in_(sorted(kinds)), table.c.subject_uid == subject_uid)
-        query = sa.select(table).where(*condition).order_by(table.c.id.desc()).limit(1)
         with self._writing() as (connection, chain):
-            last = connection.execute(query).mappings().first()
-            if not is_news(None if last is None else rows.to_event(dict(last))):
+            if not is_news(_last_event(connection, kinds, subject_uid)):
                 return False
-            chain.append(table, _event_row(kind, subject_uid, detail))
+            chain.append(tables.events, _event_row(kind, subject_uid, detail))
         _log_alarm(kind, subject_uid, detail)
         return True
+
+    def last_event(self, kinds: Collection[str], subject_uid: str) -> Event | None:
+        """The newest event of these kinds about a subject, None where there is none."""
+        with self._reading() as connection:
+            return _last_event(connection, kinds, subject_uid)
 
     def events(self, kind: str | None = None, limit: int | None = None) -> list[Event]:
         """Events, oldest first; with `limit` the newest so many of them."""
@@ -485,6 +486,14 @@ def _add_draws(connection: Connection, chain: Extension, decision: Decision) -> 
         same = sa.and_(table.c.study_key == key_of(draw.study_instance_uid), table.c.bundle == draw.bundle)
         if _first(connection, table.c.id, same) is None:
             chain.append(table, rows.from_draw(draw))
+
+
+def _last_event(connection: Connection, kinds: Collection[str], subject_uid: str) -> Event | None:
+    table = tables.events
+    condition = (table.c.kind.in_(sorted(kinds)), table.c.subject_uid == subject_uid)
+    query = sa.select(table).where(*condition).order_by(table.c.id.desc()).limit(1)
+    found = connection.execute(query).mappings().first()
+    return None if found is None else rows.to_event(dict(found))
 
 
 def _log_alarm(kind: str, subject_uid: str, detail: Mapping[str, Any]) -> None:

@@ -11,6 +11,9 @@ from dicomguard.study import Uid, utc_now
 
 RuledAction = Literal["release", "reject"]
 
+# A person's word that a hold was false; what the false-hold budget counts.
+FALSE_HOLD_EVENT: Final = "false_hold"
+
 # Kinds of events that somebody must hear of: logged as errors when they are recorded, marked where events are shown.
 ALARMS: Final = frozenset(
     {

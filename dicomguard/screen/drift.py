@@ -183,15 +183,19 @@ def _tail(flags: int, n: int, cut: int, images: int) -> tuple[float, tuple[int, 
     """
     if cut < 1:
         return 1.0, (0, 0)  # alpha is too small for so few images: nothing can be flagged, and so much is known anyway
-    mass = np.array(_flag_law(n, cut, images))
-    below = np.cumsum(mass)
-    at_least = float(mass[flags:].sum())
-    expected = (int(np.searchsorted(below, 0.005)), int(np.searchsorted(below, 0.995)))
-    return min(1.0, 2 * min(float(below[flags]), at_least)), expected
+    mass = np.array(_count_law(n, cut, images))
+    p = 2 * min(float(mass[: flags + 1].sum()), float(mass[flags:].sum()))
+    return min(1.0, p), expected_count(n, cut, images)
 
 
-@lru_cache(maxsize=64)
-def _flag_law(n: int, cut: int, images: int) -> tuple[float, ...]:
+def expected_count(n: int, ranks: int, images: int) -> tuple[int, int]:
+    """The central 99 % of how many of n images fall on so many of the images + 1 ranks, when nothing has changed."""
+    below = np.cumsum(_count_law(n, ranks, images))
+    return int(np.searchsorted(below, 0.005)), int(np.searchsorted(below, 0.995))
+
+
+@lru_cache(maxsize=256)
+def _count_law(n: int, cut: int, images: int) -> tuple[float, ...]:
     rest = images + 1 - cut
 
     def log_beta(a: float, b: float) -> float:

@@ -19,6 +19,7 @@ from dicomguard.ledger import Ledger
 from dicomguard.screen import evidence
 from dicomguard.screen.examine import Examined, Examiner
 from dicomguard.screen.verdicts import Rules, Standing, decide_claim
+from dicomguard.screen.watch import Watch
 from dicomguard.spool import journal
 from dicomguard.spool.store import Claim, Settling, Spool
 from dicomguard.study import Instance, group_by_study, utc_now
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
 _REVIEWS_EVERY_S = 30.0
+_WATCH_EVERY_S = 60.0
 
 
 class Screener:
@@ -40,6 +42,7 @@ class Screener:
         rules: Rules,
         settling: Settling,
         *,
+        watch: Watch | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
@@ -48,10 +51,12 @@ class Screener:
         self._examiner = examiner
         self._rules = rules
         self._settling = settling
+        self._watch = watch
         self._monotonic = monotonic
         self._now = now
         self._retries: list[tuple[Claim, bool]] = []
         self._next_reviews_s = 0.0
+        self._next_watch_s = 0.0
 
     def recover(self) -> int:
         """Take up what a former run left behind. Returns how many claims. To be done before the first step.
@@ -78,6 +83,9 @@ class Screener:
         if self._monotonic() >= self._next_reviews_s:
             self._next_reviews_s = self._monotonic() + _REVIEWS_EVERY_S
             self._finish_reviews()
+        if self._monotonic() >= self._next_watch_s:
+            self._next_watch_s = self._monotonic() + _WATCH_EVERY_S
+            self._look_for_drift()
         if self._retries:
             retry, was_overdue = self._retries.pop(0)
             self._screen(retry, is_overdue=was_overdue)
@@ -90,6 +98,16 @@ class Screener:
                 self._screen(claim, is_overdue=due.is_endless)
                 return True
         return did
+
+    def _look_for_drift(self) -> None:
+        if self._watch is None:
+            return
+        try:
+            self._watch.step()
+        except LedgerError:
+            raise
+        except Exception:  # noqa: BLE001  # whatever is wrong with the statistics, screening goes on
+            _log.exception("The drift watch failed; studies are screened as before.")
 
     def _sound_late(self, claim: Claim, *, is_endless: bool) -> None:
         detail = {"claim_id": claim.claim_id, "cause": "never quiet" if is_endless else "the screener was behind"}
