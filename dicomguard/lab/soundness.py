@@ -95,14 +95,23 @@ class Soundness:
             self._tick("bases")
         return {base.key: self._bases[base.key]["kind"] for base in bases}
 
-    def attack(self, bases: Sequence[Base], attempts: int, *, batch: int = 16) -> None:
+    def of_kind(self, bases: Sequence[Base], kind: Kind) -> list[Base]:
+        """The confirmed bases of one kind, that with the smallest share of votes for G first: an attacker's choice."""
+        chosen = [base for base in bases if base.key in self._bases and self._bases[base.key]["kind"] == kind]
+        return sorted(chosen, key=lambda base: (self._bases[base.key]["share"], base.key))
+
+    def attack(self, bases: Sequence[Base], attempts: int, *, batch: int = 16, shard: tuple[int, int] = (0, 1)) -> None:
         """Make `attempts` attempts in all, spread evenly over confirmed bases; those in the journal count.
+
+        `shard` (i, n): only every nth of them from i on. Several processes of one thread each may share a work folder;
+        a later one without a shard finds their attempts and reports.
 
         Raises:
             DicomguardError: the budget is less than one grey level.
 
         """
-        planned = [_Attempt(bases[i % len(bases)], i // len(bases)) for i in range(attempts)] if bases else []
+        numbers = range(shard[0], attempts if bases else 0, shard[1])
+        planned = [_Attempt(bases[number % len(bases)], number // len(bases)) for number in numbers]
         pending = [attempt for attempt in planned if attempt.key not in self._attempts]
         by_shape: dict[tuple[int, ...], list[_Attempt]] = {}
         for attempt in pending:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dicomguard.attacks.joint import Budget, Pair
 from dicomguard.lab.majority import Terms, is_certified, lower_bound, needed_share, votes
-from dicomguard.lab.soundness import Base, Judged, Soundness, Stored
+from dicomguard.lab.soundness import Base, Judged, Kind, Soundness, Stored
 
 LEVELS = 255
 EPS = 0.02
@@ -84,9 +84,9 @@ def soundness(work: Path, *, pair: Pair | None = None, broken: bool = False, bud
     return Soundness(pair, Node(pair, broken=broken), TERMS, budget, work=work, fingerprint="f")
 
 
-def of_kind(test: Soundness, kind: str) -> list[Base]:
-    kinds = test.confirm(BASES)
-    return [one for one in BASES if kinds[one.key] == kind]
+def of_kind(test: Soundness, kind: Kind) -> list[Base]:
+    test.confirm(BASES)
+    return test.of_kind(BASES, kind)
 
 
 def test_the_long_vote_is_the_one_known_exactly() -> None:
@@ -171,8 +171,8 @@ def test_planes_that_are_no_contraction_are_falsified(tmp_path: Path) -> None:
 
     test = soundness(tmp_path, pair=Pair(model, guard, SIGMA, stretched))
     flat = [Base(one.key, ((one.stored - 127) // 8 + 127)) for one in BASES]  # little contrast: the scale is a lever
-    kinds = test.confirm(flat)
-    test.attack([one for one in flat if kinds[one.key] == "agreeing"], 120)
+    test.confirm(flat)
+    test.attack(test.of_kind(flat, "agreeing"), 120)
     found = test.report()
     assert found["a"]["falsifications"] > 0
     assert found["sound"] is False
@@ -204,6 +204,28 @@ def test_a_stopped_run_goes_on_and_a_longer_one_uses_it(tmp_path: Path) -> None:
     other = Soundness(node.pair, node, TERMS, BUDGET, work=tmp_path, fingerprint="another")
     other.confirm(bases[:1])
     assert node.judged > 0
+
+
+def test_shards_make_the_attempts_of_one_run(tmp_path: Path) -> None:
+    whole = soundness(tmp_path / "whole")
+    whole.attack(of_kind(whole, "agreeing"), 20)
+    parts = [soundness(tmp_path / "parts") for _ in range(2)]
+    for place, part in enumerate(parts):
+        part.attack(of_kind(part, "agreeing"), 20, shard=(place, 2))
+        assert part.report()["attempts"] == 10
+    last = soundness(tmp_path / "parts")
+    of_kind(last, "agreeing")
+    last.attack(of_kind(last, "agreeing"), 20)
+    assert last.report()["attempts"] == 20
+    assert last.report()["flipped"] == whole.report()["flipped"]
+
+
+def test_the_bases_nearest_to_the_guards_boundary_come_first(tmp_path: Path) -> None:
+    test = soundness(tmp_path)
+    first, *_, last = of_kind(test, "agreeing")
+    gaps = [abs(float(distance(planes(torch.from_numpy(one.stored)[None] / LEVELS)))) for one in (first, last)]
+    assert gaps[0] < gaps[1]
+    assert test.of_kind([Base("never confirmed", first.stored)], "agreeing") == []
 
 
 def test_an_undecided_base_is_told_apart(tmp_path: Path) -> None:
