@@ -6,6 +6,7 @@ before any noise is drawn.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -28,10 +29,20 @@ class Terms:
     draws: int = 100_000
 
 
-def votes(guard: Logits, planes: Tensor, *, sigma: float, draws: int, seed: int, batch: int = 500) -> dict[Answer, int]:
+def votes(
+    guard: Logits,
+    planes: Tensor,
+    *,
+    sigma: float,
+    draws: int,
+    seed: int,
+    enough: int | None = None,
+    batch: int = 500,
+) -> dict[Answer, int]:
     """How many of `draws` noise draws give each answer, for one image's `planes` (P, S, S), the most frequent first.
 
-    `guard`: planes (n, P, S, S) to log-odds (n, questions, classes).
+    `guard`: planes (n, P, S, S) to log-odds (n, questions, classes). It ends early where an answer has `enough` votes
+    already, which is exact for whoever only asks whether one reaches that number in `draws`.
     """
     generator = torch.Generator().manual_seed(seed)
     counted: Counter[Answer] = Counter()
@@ -41,12 +52,19 @@ def votes(guard: Logits, planes: Tensor, *, sigma: float, draws: int, seed: int,
             found = guard(planes + sigma * noise).argmax(-1)
             distinct, times = torch.unique(found, dim=0, return_counts=True)
             counted.update(dict(zip(map(tuple, distinct.tolist()), times.tolist(), strict=True)))
+            if enough is not None and max(counted.values()) >= enough:
+                break
     return dict(counted.most_common())
 
 
 def lower_bound(count: int, draws: int, alpha: float) -> float:
     """One-sided exact lower bound of a vote share (Clopper, Pearson 1934)."""
     return 0.0 if count == 0 else float(stats.beta.ppf(alpha, count, draws - count + 1))
+
+
+def majority_needs(draws: int, alpha: float) -> int:
+    """The smallest number of votes of `draws` that proves a majority at level `alpha`; draws + 1 where none does."""
+    return bisect.bisect_left(range(draws + 1), x=True, key=lambda count: lower_bound(count, draws, alpha) > 0.5)
 
 
 def needed_share(shape: tuple[int, ...], *, eps: float, sigma: float) -> float:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dicomguard.attacks.joint import TACTICS, Budget, Pair, Tactic, joint_attack
 from dicomguard.lab import soundness_figures
-from dicomguard.lab.majority import Answer, Terms, is_certified, lower_bound, votes
+from dicomguard.lab.majority import Answer, Terms, is_certified, majority_needs, votes
 from dicomguard.lab.measure import Journal
 
 Stored = NDArray[np.int64]
@@ -132,17 +132,18 @@ class Soundness:
 
     def _confirmed(self, base: Base) -> dict[str, Any]:
         (judged,) = self._judge([base], [base.stored])
-        counted = self._vote(base, base.stored, "confirm")
+        enough = majority_needs(self._terms.draws, _CONFIRMED)
+        counted = self._vote(base, base.stored, "confirm", enough)
         majority, count = next(iter(counted.items()))
         kind: Kind = "undecided"
-        if lower_bound(count, self._terms.draws, _CONFIRMED) > 0.5:
+        if count >= enough:
             kind = "agreeing" if majority == judged.answer else "disagreeing"
-        return {"kind": kind, "majority": majority, "share": count / self._terms.draws, **asdict(judged)}
+        return {"kind": kind, "majority": majority, "share": count / sum(counted.values()), **asdict(judged)}
 
-    def _vote(self, base: Base, stored: Stored, purpose: str) -> dict[Answer, int]:
+    def _vote(self, base: Base, stored: Stored, purpose: str, enough: int | None = None) -> dict[Answer, int]:
         seed = _seed(f"{purpose}/{base.key}/{hashlib.sha256(stored.tobytes()).hexdigest()}")
-        planes = self._planes(stored)
-        return votes(self._pair.guard, planes, sigma=self._pair.sigma, draws=self._terms.draws, seed=seed)
+        sigma, draws = self._pair.sigma, self._terms.draws
+        return votes(self._pair.guard, self._planes(stored), sigma=sigma, draws=draws, seed=seed, enough=enough)
 
     def _planes(self, stored: Stored) -> Tensor:
         return self._pair.planes(self._tensor([stored]) / self._budget.levels)[0]

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dicomguard.attacks.joint import Budget, Pair
-from dicomguard.lab.majority import Terms, is_certified, lower_bound, needed_share, votes
-from dicomguard.lab.soundness import Base, Judged, Kind, Soundness, Stored
+from dicomguard.lab.majority import Terms, is_certified, lower_bound, majority_needs, needed_share, votes
+from dicomguard.lab.soundness import Base, Judged, Kind, Soundness, Stored, _others
 
 LEVELS = 255
 EPS = 0.02
@@ -96,6 +96,18 @@ def test_the_long_vote_is_the_one_known_exactly() -> None:
         counted = votes(guard, seen[0], sigma=SIGMA, draws=20_000, seed=3, batch=999)
         assert sum(counted.values()) == 20_000
         assert counted.get((1,), 0) / 20_000 == pytest.approx(share, abs=5 * math.sqrt(0.25 / 20_000))
+
+
+def test_a_vote_may_end_when_it_is_decided() -> None:
+    seen = planes(torch.from_numpy(BASES[-1].stored)[None] / LEVELS)[0]
+    enough = majority_needs(4000, 1e-6)
+    assert lower_bound(enough, 4000, 1e-6) > 0.5 >= lower_bound(enough - 1, 4000, 1e-6)
+    whole = votes(guard, seen, sigma=SIGMA, draws=4000, seed=3, batch=100)
+    short = votes(guard, seen, sigma=SIGMA, draws=4000, seed=3, batch=100, enough=enough)
+    assert sum(short.values()) < 0.7 * sum(whole.values())
+    assert next(iter(short)) == next(iter(whole)) == (1,)
+    assert enough <= short[1,] <= whole[1,]
+    assert majority_needs(10, 1e-6) == 11
 
 
 def test_the_certificate_begins_where_geometry_says() -> None:
@@ -226,6 +238,13 @@ def test_the_bases_nearest_to_the_guards_boundary_come_first(tmp_path: Path) -> 
     gaps = [abs(float(distance(planes(torch.from_numpy(one.stored)[None] / LEVELS)))) for one in (first, last)]
     assert gaps[0] < gaps[1]
     assert test.of_kind([Base("never confirmed", first.stored)], "agreeing") == []
+
+
+def test_the_nearest_other_answers_are_tried_first() -> None:
+    one_question = torch.tensor([[1.0, 5.0, 3.0]])
+    assert _others(one_question, (1,)) == [(2,), (0,)]
+    findings = torch.tensor([[0.0, 2.0], [0.0, -1.0], [0.0, 4.0]])
+    assert _others(findings, (1, 0, 1)) == [(1, 1, 1), (0, 0, 1), (1, 0, 0)]
 
 
 def test_an_undecided_base_is_told_apart(tmp_path: Path) -> None:
