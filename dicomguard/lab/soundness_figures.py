@@ -41,7 +41,8 @@ def report(
         "a": {
             "judged": len(judged),
             "contradicting": contradicting,
-            "falsifications": falsified,
+            "certified_again": falsified,
+            "falsifications": None if control else falsified,
             "expected_by_chance": len(judged) * terms.alpha,
             "binomial_p": chance,
         },

@@ -130,7 +130,7 @@ def test_a_sound_guard_is_not_falsified_and_the_attack_is_a_real_one(tmp_path: P
     test.attack(agreeing, 150)
     found = test.report()
     assert found["a"] == {
-        "judged": found["flipped"]["hits"], "contradicting": 0, "falsifications": 0,
+        "judged": found["flipped"]["hits"], "contradicting": 0, "certified_again": 0, "falsifications": 0,
         "expected_by_chance": pytest.approx(found["flipped"]["hits"] * 1e-3), "binomial_p": 1.0,
     }  # fmt: skip
     assert found["sound"] is True
@@ -196,7 +196,8 @@ def test_beyond_the_budget_the_attack_wins(tmp_path: Path) -> None:
     found = test.report()
     assert found["control"]
     assert found["sound"] is None
-    assert found["a"]["contradicting"] > 10, "otherwise the attack is too weak to test anything"
+    assert found["a"]["falsifications"] is None
+    assert found["a"]["certified_again"] > 10, "otherwise the attack is too weak to test anything"
 
 
 def test_a_stopped_run_goes_on_and_a_longer_one_uses_it(tmp_path: Path) -> None:
