@@ -169,6 +169,8 @@ class BundleSection(_Section):
         Annotated[tuple[str, ...], BeforeValidator(_one_or_more), AfterValidator(_some)],
     ] = Field(default_factory=dict)
     mode: Literal["enforce", "shadow"] = "enforce"
+    # Folder that 'dicomguard enrol --out' wrote; by default the bundle's own, path/enrolment.
+    enrolment: Path | None = None
     # Optional pin: the node refuses to start when the bundle's fingerprint is another one.
     fingerprint: str | None = None
 
@@ -181,6 +183,8 @@ class PolicySection(_Section):
     inconclusive: Action = "quarantine"  # the model itself is unsure of its answer
     failed: Action = "quarantine"  # could not be decoded or scored
     overdue: Action = "quarantine"  # waited longer than study.deadline_s
+    # 'require': what the guard does not certify is held, clean or not. What that costs stands in the enrolment.
+    certificate: Literal["record", "require"] = "record"
 
 
 class DestinationSection(_Section):

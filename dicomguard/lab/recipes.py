@@ -42,7 +42,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one bundle is made. `bits`: stored bits that the benchmark attacks at; `alpha`: the false-alarm rate."""
+    """How one bundle is made. `bits`: stored bits that are attacked; `alpha`, `eps`: what it is enrolled with."""
 
     name: str
     labels: tuple[str, str]
@@ -56,7 +56,7 @@ class Recipe:
     intended_use: str
     checked: int = field(default=110)
     attacked: int = field(default=40)
-    calibrated: int = field(default=400)
+    eps: float = field(default=0.004)
 
 
 def _radiographs(data: Path, split: Split) -> list[Case]:
