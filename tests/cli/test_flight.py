@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import shutil
 import sqlite3
 import stat
 import zipfile
@@ -21,6 +22,7 @@ from dicomguard.scoring import noise
 from dicomguard.screen.archive import FORMAT, Archive, EvidenceError
 from dicomguard.study import utc_now
 from tests.cli.conftest import Desk
+from tests.cli.enrolled import enrol, write_enrolled
 from tests.scoring.small import write_small
 
 PATIENT = ("MUSTERMANN", "4711-patient")
@@ -241,6 +243,73 @@ def test_without_a_configuration_there_is_nothing_to_reproduce():
 
     with pytest.raises(ConfigError):
         flight.reproduce(None, everything=True)
+
+
+# With an enrolment ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def enrolled(tmp_path_factory):
+    """A node whose bundle is enforced with all checks, and studies of one to four images, clean and strange ones."""
+    folder = tmp_path_factory.mktemp("enrolled")
+    bundle = write_enrolled(folder / "bundle")
+    config = {"bundles": [{"path": str(bundle), "match": {"Modality": ["DX"]}}]}
+    desk = Desk(folder, **config)
+    for study in range(10):
+        for image in range(study % 4 + 1):
+            desk.send(seed=5000 + 10 * study + image, code=study % 3 * 2000, study=f"1.2.{study}")
+    desk.screen()
+    return desk, bundle
+
+
+def test_decisions_of_an_enrolled_bundle_agree(enrolled):
+    desk, _ = enrolled
+    made = decisions(desk)
+    assert len(made) == 10
+    assert {d.disposition.value for d in made} == {"forward", "quarantine"}
+    scores = [i.scores for d in made for i in d.instances]
+    assert len(scores) == 23
+    assert any("study" in s for s in scores)
+    assert {s["worst"]["guard"]["outcome"] for s in scores} > {"CERTIFIED"}
+    code, _, found = desk.run("reproduce", "--all", "--json")
+    assert (code, found[-1]["agrees"]) == (0, 10), [one for one in found[:-1] if one["outcome"] != "agrees"]
+    assert found[-1]["instances_recomputed"] == 23
+
+
+def test_the_enrolment_goes_along_and_the_bundle_does_not(enrolled, tmp_path):
+    desk, bundle = enrolled
+    held = next(d for d in decisions(desk) if d.disposition == "quarantine" and len(d.instances) > 1)
+    assert export(desk, held, tmp_path / "x.zip", "--with-instances")[0] == 0
+    with Archive(tmp_path / "x.zip") as archive:
+        assert {name.rpartition("/")[2] for name in archive.names if name.startswith("model/")} == {
+            "enrolment.json",
+            "enrolment.safetensors",
+        }
+        assert any(name.endswith(".noise.png") for name in archive.names)
+    bare = tmp_path / "bare"
+    shutil.copytree(bundle, bare, ignore=shutil.ignore_patterns("enrolment"))
+    code, _, (found,) = from_file(desk, tmp_path / "x.zip", "--bundle", str(bare))
+    assert (code, found["outcome"], found["recomputed"]) == (0, "agrees", len(held.instances))
+
+
+def test_another_enrolment_is_named_and_the_old_one_can_be_given(enrolled, tmp_path):
+    desk, bundle = enrolled
+    decision = decisions(desk)[0]
+    newer = tmp_path / "bundle"
+    shutil.copytree(bundle, newer, ignore=shutil.ignore_patterns("enrolment"))
+    enrol(newer, newer / "enrolment", first_image=300)
+    before = desk.path.read_text()
+    desk.configure(bundles=[{"path": str(newer), "match": {"Modality": ["DX"]}}])
+    try:
+        code, _, (found,) = desk.run("reproduce", decision.decision_id, "--json")
+        assert (code, found["outcome"]) == (3, "other model")
+        assert decision.instances[0].scores["enrolment"][:16] in found["problems"][0]
+        assert "--enrolment" in found["problems"][0]
+        old = ("--enrolment", str(bundle / "enrolment"))
+        code, _, (found,) = desk.run("reproduce", decision.decision_id, "--json", *old)
+        assert (code, found["outcome"]) == (0, "agrees")
+    finally:
+        desk.path.write_text(before)
 
 
 # Exported ------------------------------------------------------------------------------------------------------------
