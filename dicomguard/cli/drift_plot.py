@@ -33,14 +33,16 @@ def draw(streams: Sequence[Stream], path: Path) -> None:
 
 
 def _panel(axes: Axes, stream: Stream) -> None:
-    """Bars are the newest studies, as many whole windows as there are; the band has 99 % of what each bar may be."""
+    """Bars are the newest studies, as many whole windows as there are; all bars are in the band 99 times of 100."""
     ranks, m, alpha = stream.newest(max(drift.SCALES)), stream.baseline.images, stream.baseline.alpha
     # A bin holds whole ranks: (1 + k) / (m + 1) for k of an interval, so that its law is exact.
     edges = np.unique(np.linspace(0, m + 1, _BINS + 1).round().astype(int))
     counts = np.histogram(ranks, edges)[0]
-    bands = np.array([drift.expected_count(len(ranks), int(width), m) for width in np.diff(edges)])
+    bands = np.array([drift.expected_count(len(ranks), int(width), m, 0.01 / _BINS) for width in np.diff(edges)])
     at = edges / (m + 1)
-    axes.stairs(bands[:, 1], at, baseline=bands[:, 0], fill=True, color="0.85", label=f"expected (99 %, m = {m})")
+    axes.stairs(
+        bands[:, 1], at, baseline=bands[:, 0], fill=True, color="0.85", label=f"expected of all bars (99 %, m = {m})"
+    )
     inside = (counts >= bands[:, 0]) & (counts <= bands[:, 1])
     widths, centres = np.diff(at), (at[:-1] + at[1:]) / 2
     colours = np.where(inside, "tab:blue", "tab:red")

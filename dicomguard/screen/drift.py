@@ -188,10 +188,10 @@ def _tail(flags: int, n: int, cut: int, images: int) -> tuple[float, tuple[int, 
     return min(1.0, p), expected_count(n, cut, images)
 
 
-def expected_count(n: int, ranks: int, images: int) -> tuple[int, int]:
-    """The central 99 % of how many of n images fall on so many of the images + 1 ranks, when nothing has changed."""
+def expected_count(n: int, ranks: int, images: int, outside: float = 0.01) -> tuple[int, int]:
+    """How many of n images fall on so many of the images + 1 ranks, but for a share `outside`, if nothing changed."""
     below = np.cumsum(_count_law(n, ranks, images))
-    return int(np.searchsorted(below, 0.005)), int(np.searchsorted(below, 0.995))
+    return int(np.searchsorted(below, outside / 2)), int(np.searchsorted(below, 1 - outside / 2))
 
 
 @lru_cache(maxsize=256)
