@@ -1,8 +1,7 @@
-"""Commands of the flight recorder: make recorded decisions again, and hand the evidence of one to a third party."""
+"""The flight recorder's command: make recorded decisions again, a node's own or one that was handed over."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections import Counter
@@ -14,24 +13,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from dicomguard.cli import compose
-from dicomguard.cli.compose import ConfigOption, JsonOption
+from dicomguard.cli.compose import JsonOption
 from dicomguard.cli.output import Bars, console, print_json
 from dicomguard.errors import BundleError, ConfigError, NotFoundError
 
 if TYPE_CHECKING:  # torch and SQLAlchemy, imported by the commands that need them
     from dicomguard.config import Config
-    from dicomguard.decision import Decision
     from dicomguard.ledger import Ledger
     from dicomguard.screen.locate import Removal
+    from dicomguard.screen.outcome import Reproduction
     from dicomguard.screen.protected import Protected
-    from dicomguard.screen.reproduce import Reproducer, Reproduction
+    from dicomguard.screen.reproduce import Reproducer
 
 # What people type must be enough to name one decision today and next year.
 _MIN_PREFIX: Final = 8
 _FAILED_PURGED_EVENT: Final = "failed_purged"
 _ALARM: Final = "altered_in_spool"
 _STATEMENT: Final = "enrolment.json"
-_TENSORS: Final = "enrolment.safetensors"
 
 AnyConfig = Annotated[
     Path | None,
@@ -48,11 +46,8 @@ Enrolments = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to the tree."""
+    """Add the command to the tree."""
     app.command()(reproduce)
-    evidence = typer.Typer(no_args_is_help=True, help="What a decision rested on, for somebody outside this node.")
-    evidence.command("export")(evidence_export)
-    app.add_typer(evidence, name="evidence")
 
 
 def reproduce(
@@ -142,12 +137,12 @@ def _from_node(
 
     spool = compose.open_spool(settings, existing=True)
     with compose.open_ledger(settings, "cli", existing=True) as ledger:
-        ids = [_named(decision_id, ledger)] if decision_id is not None else ledger.decision_ids(since, limit)
+        ids = [named(decision_id, ledger)] if decision_id is not None else ledger.decision_ids(since, limit)
         if not ids:
             raise NotFoundError("There is no such decision to make again.", advice="'dicomguard decisions' lists them.")
         configured = [(section.path, section.enrolment) for section in settings.bundles]
         models = _models([*configured, *((path, None) for path in bundles)], enrolments, settings.device)
-        locator = Locator(spool, ledger, _removals(ledger))
+        locator = Locator(spool, ledger, removals(ledger))
         with compose.decode_worker(settings) as worker:
             reproducer = _reproducer(
                 models,
@@ -231,92 +226,6 @@ def _fingerprint(enrolment: Path) -> str:
         raise BundleError(f"{enrolment} holds no enrolment.", advice="Name the folder with enrolment.json.") from error
 
 
-def evidence_export(
-    decision_id: Annotated[str, typer.Argument(metavar="ID", help="A decision id, or 8 or more characters of one.")],
-    config: ConfigOption,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE.zip", help="The file to make; it must not be there yet.")],
-    with_instances: Annotated[
-        bool, typer.Option("--with-instances", help="Put the DICOM instances in: the patient's data.")
-    ] = False,
-    without_pictures: Annotated[
-        bool, typer.Option("--without-pictures", help="Leave out the pictures that show the image itself.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Write what a decision rested on into one file, for somebody without this node. The site key stays here.
-
-    Exit 1 when an instance was altered, or a row of the ledger is not as it was written; the file says which.
-    """
-    from dicomguard.screen import dossier, redrawn
-    from dicomguard.screen.locate import Altered, Located, Locator
-
-    settings = compose.read_config(config)
-    spool = compose.open_spool(settings, existing=True)
-    with compose.open_ledger(settings, "cli", existing=True) as ledger:
-        decision = ledger.decision(_named(decision_id, ledger))
-        found = Locator(spool, ledger, _removals(ledger)).locate(decision)
-        excerpt = ledger.excerpt(decision.decision_id)
-    folder = spool.evidence(decision.decision_id)
-    shown = sorted(folder.glob("*.png")) if folder is not None else []
-    contents = dossier.Contents(
-        decision,
-        excerpt,
-        found,
-        tuple(redrawn.frame_seeds(compose.site_key(settings).for_purpose("noise"), decision.instances)),
-        compose.rules(settings).policy,
-        _enrolments_of(decision, settings),
-        {p.name: p.read_bytes() for p in shown if not (without_pictures and p.name.endswith(".saliency.png"))},
-        with_instances,
-    )
-    digest = dossier.write(out, contents)
-    altered = [str(one.recorded.sop_instance_uid) for one in found if isinstance(one, Altered)]
-    edited = [
-        f"{row['table']} seq {row['seq']} of {row['writer']}" for row in excerpt["rows"] if not row["mac_is_right"]
-    ]
-    result = {
-        "decision_id": decision.decision_id,
-        "file": str(out),
-        "sha256": digest,
-        "instances": sum(isinstance(one, Located) for one in found) if with_instances else 0,
-        "of": len(found),
-        "seeds": len(contents.seeds),
-        "pictures": len(contents.pictures),
-        "altered": altered,
-        "edited": edited,
-    }
-    if as_json:
-        print_json([result])
-    else:
-        console.print(f"{out}, SHA-256 {digest}", markup=False, soft_wrap=True, highlight=False)
-        console.print(
-            f"{result['instances']} of {len(found)} instance(s), {len(contents.seeds)} noise seed(s),"
-            f" {len(contents.pictures)} picture(s). Look at README.txt and the pictures before you hand it on.",
-            markup=False,
-            soft_wrap=True,
-        )
-        for uid in altered:
-            console.print(f"ALARM: {uid} was altered since it was recorded.", markup=False, soft_wrap=True)
-        for row in edited:
-            console.print(f"ALARM: {row} is not as it was written; see 'dicomguard verify'.", markup=False)
-    raise typer.Exit(1 if altered or edited else 0)
-
-
-def _enrolments_of(decision: Decision, settings: Config) -> dict[str, bytes]:
-    """The enrolments that a decision was made with, where they are still where the node has them: name -> content."""
-    wanted = {str(i.scores["enrolment"]) for i in decision.instances if i.scores and i.scores.get("enrolment")}
-    found: dict[str, bytes] = {}
-    for section in settings.bundles:
-        folder = section.enrolment or section.path / "enrolment"
-        try:
-            statement = (folder / _STATEMENT).read_bytes()
-            name = hashlib.sha256(statement).hexdigest()
-            if name in wanted:
-                found |= {f"{name[:16]}/{file}": (folder / file).read_bytes() for file in (_STATEMENT, _TENSORS)}
-        except OSError:
-            continue  # somewhere else now: its name is on record
-    return found
-
-
 def _settings(path: Path | None) -> Config:
     if path is None:
         raise ConfigError(
@@ -325,7 +234,7 @@ def _settings(path: Path | None) -> Config:
     return compose.read_config(path)
 
 
-def _named(decision_id: str, ledger: Ledger) -> str:
+def named(decision_id: str, ledger: Ledger) -> str:
     """The whole id of the decision that a person named. Raises NotFoundError."""
     if len(decision_id) < _MIN_PREFIX:
         raise NotFoundError(
@@ -347,7 +256,7 @@ def _moment(text: str | None) -> datetime | None:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
-def _removals(ledger: Ledger) -> dict[tuple[str, str, str], Removal]:
+def removals(ledger: Ledger) -> dict[tuple[str, str, str], Removal]:
     """Every removal on record, by decision, instance and digest; the first where it was recorded twice."""
     from dicomguard.deliver.retention import REMOVED_EVENT
     from dicomguard.quarantine import PURGED_EVENT

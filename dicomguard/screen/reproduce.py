@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
+from dataclasses import asdict, replace
 from typing import Any, Final, assert_never, get_args
 
 from dicomguard.decision import Action, Decision, Disposition, Fault, InstanceDecision, Mode, Policy, Reason
@@ -24,6 +23,7 @@ from dicomguard.screen.compare import (
 )
 from dicomguard.screen.examine import Examined, Examiner
 from dicomguard.screen.locate import Altered, Located, Lost, Whereabouts
+from dicomguard.screen.outcome import Findings, Outcome, Reproduction
 from dicomguard.screen.past import Past, notes_on
 from dicomguard.screen.protected import Protected
 from dicomguard.screen.verdicts import Rules, Standing, decide_claim
@@ -32,73 +32,6 @@ from dicomguard.screen.verdicts import Rules, Standing, decide_claim
 _OF_THE_PAST: Final = frozenset({Reason.UID_CONFLICT, Reason.OVERDUE})
 # In a record of scores: the ruling on all frames of the study together, of which each instance is a part.
 _STUDY: Final = "study"
-
-
-class Outcome(StrEnum):
-    """What came of one decision. `ALTERED`, `DIFFERS` and `MISSING` are wrong; the others explain themselves."""
-
-    AGREES = "agrees"
-    GONE = "gone"
-    OTHER_MODEL = "other model"
-    MISSING = "missing"
-    DIFFERS = "differs"
-    ALTERED = "altered"
-
-    @property
-    def is_wrong(self) -> bool:
-        """True when somebody must look."""
-        return self in {Outcome.MISSING, Outcome.DIFFERS, Outcome.ALTERED}
-
-
-@dataclass(frozen=True, slots=True)
-class Reproduction:
-    """One decision made again. `recomputed` of `instances` were there and looked at with the recorded model.
-
-    `problems` is for people, one line each. `largest_distance`: of any two numbers of the scores that belong together,
-    None where no score was recomputed. `notes`: what was taken as recorded, and what changed without being wrong.
-    """
-
-    decision_id: str
-    outcome: Outcome
-    instances: int
-    recomputed: int
-    differences: tuple[Difference, ...] = ()
-    problems: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    altered: tuple[str, ...] = ()
-    largest_distance: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain mapping for JSON."""
-        return {
-            "decision_id": self.decision_id,
-            "outcome": self.outcome.value,
-            "instances": self.instances,
-            "recomputed": self.recomputed,
-            "differences": [difference.to_json() for difference in self.differences],
-            "problems": list(self.problems),
-            "notes": list(self.notes),
-            "altered": list(self.altered),
-            "largest_distance": self.largest_distance,
-        }
-
-
-@dataclass(slots=True)
-class _Findings:
-    """What is gathered on the way to one `Reproduction`."""
-
-    differences: list[Difference] = field(default_factory=list)
-    problems: dict[str, Outcome] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    altered: list[str] = field(default_factory=list)
-    distances: list[float] = field(default_factory=list)
-
-    def add(self, outcome: Outcome, problem: str) -> None:
-        self.problems.setdefault(problem, outcome)
-
-    def note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
 
 
 class Reproducer:
@@ -125,7 +58,7 @@ class Reproducer:
 
     def reproduce(self, decision: Decision, found: Sequence[Whereabouts], past: Past | None) -> Reproduction:
         """Make one decision again from `found`, one entry for each of its instances; `past` None: nobody knows it."""
-        findings = _Findings()
+        findings = Findings()
         there = [one for one in found if isinstance(one, Located) and not self._lacks_model(one.recorded, findings)]
         for one in found:
             _explain(one, findings)
@@ -134,19 +67,7 @@ class Reproducer:
         remade = self._compare(decision, there, examined, rules, findings) if there else 0
         for note in notes_on(decision, past):
             findings.note(note)
-        outcomes = [*findings.problems.values(), *([Outcome.DIFFERS] if findings.differences else [])]
-        order = list(Outcome)
-        return Reproduction(
-            decision.decision_id,
-            max(outcomes, key=order.index, default=Outcome.AGREES),
-            len(decision.instances),
-            remade,
-            tuple(findings.differences),
-            tuple(findings.problems),
-            tuple(findings.notes),
-            tuple(findings.altered),
-            max(findings.distances, default=None),
-        )
+        return findings.result(decision.decision_id, len(decision.instances), remade)
 
     # Which model looked ----------------------------------------------------------------------------------------------
 
@@ -157,7 +78,7 @@ class Reproducer:
         fitting = [number for number in found if same_provenance(before, _provenance_of(self._models[number]))]
         return next(iter([*fitting, *found]), None)
 
-    def _lacks_model(self, recorded: InstanceDecision, findings: _Findings) -> bool:
+    def _lacks_model(self, recorded: InstanceDecision, findings: Findings) -> bool:
         problem = self._model_problem(recorded)
         if problem:
             findings.add(Outcome.OTHER_MODEL, problem)
@@ -186,7 +107,7 @@ class Reproducer:
         policy = replace(self._rules.policy, certificate="require" if was_required else "record")
         return replace(self._rules, policy=policy, mode=unmatched, destinations=decision.destinations)
 
-    def _examine(self, there: Sequence[Located], past: Past | None, findings: _Findings) -> list[Examined]:
+    def _examine(self, there: Sequence[Located], past: Past | None, findings: Findings) -> list[Examined]:
         done: dict[int, Examined] = {}
         groups: dict[int | None, list[int]] = {}
         for index, one in enumerate(there):
@@ -212,7 +133,7 @@ class Reproducer:
         return self._in_modes[number, mode]
 
     def _check_past_fault(
-        self, recorded: InstanceDecision, reason: Reason, past: Past | None, findings: _Findings
+        self, recorded: InstanceDecision, reason: Reason, past: Past | None, findings: Findings
     ) -> None:
         if reason is Reason.OVERDUE:
             findings.note("that it came too late (overdue) is taken as recorded")
@@ -230,7 +151,7 @@ class Reproducer:
         there: Sequence[Located],
         examined: Sequence[Examined],
         rules: Rules,
-        findings: _Findings,
+        findings: Findings,
     ) -> int:
         """Hold what is decided now against the record. Returns for how many instances that could be done."""
         made = _decide(decision, examined, rules)
@@ -256,7 +177,7 @@ class Reproducer:
             )
         return len(pairs)
 
-    def _is_other_enrolment(self, recorded: InstanceDecision, made: InstanceDecision, findings: _Findings) -> bool:
+    def _is_other_enrolment(self, recorded: InstanceDecision, made: InstanceDecision, findings: Findings) -> bool:
         before = provenance(recorded.scores)
         if made.scores is None or not before or same_provenance(before, made.scores):
             return False
@@ -271,7 +192,7 @@ class Reproducer:
         recorded: InstanceDecision,
         made: InstanceDecision,
         actions: set[Action],
-        findings: _Findings,
+        findings: Findings,
         *,
         is_whole: bool,
     ) -> None:
@@ -313,7 +234,7 @@ def _extremes(policy: Policy) -> list[Policy]:
     return [replace(policy, **dict.fromkeys(names, action)) for action in get_args(Action)]
 
 
-def _compare_study(decision: Decision, again: Decision, dispositions: set[Disposition], findings: _Findings) -> None:
+def _compare_study(decision: Decision, again: Decision, dispositions: set[Disposition], findings: Findings) -> None:
     """`dispositions`: what any policy would do with the study."""
     found = findings.differences
     if again.verdict is not decision.verdict:
@@ -331,7 +252,7 @@ def _compare_study(decision: Decision, again: Decision, dispositions: set[Dispos
         found.append(Difference("study: disposition", decision.disposition.value, disposition.value))
 
 
-def _explain(one: Whereabouts, findings: _Findings) -> None:
+def _explain(one: Whereabouts, findings: Findings) -> None:
     """What keeps an instance from being looked at again."""
     uid = one.recorded.sop_instance_uid
     match one:

@@ -10,6 +10,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydicom import dcmread
 
@@ -257,7 +258,9 @@ def enrolled(tmp_path_factory):
     desk = Desk(folder, **config)
     for study in range(10):
         for image in range(study % 4 + 1):
-            desk.send(seed=5000 + 10 * study + image, code=study % 3 * 2000, study=f"1.2.{study}")
+            rubbish = np.random.default_rng(study).integers(0, 4096, 64 * 64, dtype=np.uint16).tobytes()
+            strange = {"PixelData": rubbish} if study % 3 == 2 else {}
+            desk.send(seed=5000 + 10 * study + image, study=f"1.2.{study}", **strange)
     desk.screen()
     return desk, bundle
 

@@ -11,9 +11,10 @@ from dicomguard.decision import ALWAYS_HELD, Policy, Reason
 from dicomguard.screen.compare import Tolerance, differences, score_differences
 from dicomguard.screen.examine import Examiner
 from dicomguard.screen.locate import Altered, Located, Locator, Lost, Removal
+from dicomguard.screen.outcome import Outcome
 from dicomguard.screen.past import past_of
 from dicomguard.screen.protected import Protected
-from dicomguard.screen.reproduce import Outcome, Reproducer
+from dicomguard.screen.reproduce import Reproducer
 from dicomguard.screen.verdicts import Rules
 from tests.screen.conftest import CLEAN, LOW_MARGIN, NAN, RAISES, SUSPECT, THRESHOLDS, StandInScorer
 
