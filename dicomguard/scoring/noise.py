@@ -146,8 +146,9 @@ def normal(
     count = int(np.prod(shape))
     half = -(-count // 2)
     drawn = uniform(seed_bytes, streams, (2, half), device)
-    # 2**-25 moves (-1, 1) off zero by half a step, so that the logarithm is finite: radii up to 5.9.
-    radius = drawn[:, 0].mul(0.5).add_(0.5 + 2.0**-25).log_().mul_(-2).sqrt_()
+    # To [0, 1) first, which is exact; then off zero by half a step, so that the logarithm is finite: radii up to 5.9.
+    # In one sum of 0.5 + 2**-25 float32 would lose the half step, and -1 would become infinity.
+    radius = drawn[:, 0].add(1).mul_(0.5).add_(2.0**-25).log_().mul_(-2).sqrt_()
     angle = drawn[:, 1].mul(torch.pi)
     pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], 1).reshape(len(streams), 2 * half)
     return pairs[:, :count].reshape(len(streams), *shape)
