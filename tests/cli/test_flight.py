@@ -265,6 +265,7 @@ def enrolled(tmp_path_factory):
     return desk, bundle
 
 
+@pytest.mark.slow
 def test_decisions_of_an_enrolled_bundle_agree(enrolled):
     desk, _ = enrolled
     made = decisions(desk)
@@ -279,6 +280,7 @@ def test_decisions_of_an_enrolled_bundle_agree(enrolled):
     assert found[-1]["instances_recomputed"] == 23
 
 
+@pytest.mark.slow
 def test_the_enrolment_goes_along_and_the_bundle_does_not(enrolled, tmp_path):
     desk, bundle = enrolled
     held = next(d for d in decisions(desk) if d.disposition == "quarantine" and len(d.instances) > 1)
@@ -295,6 +297,7 @@ def test_the_enrolment_goes_along_and_the_bundle_does_not(enrolled, tmp_path):
     assert (code, found["outcome"], found["recomputed"]) == (0, "agrees", len(held.instances))
 
 
+@pytest.mark.slow
 def test_another_enrolment_is_named_and_the_old_one_can_be_given(enrolled, tmp_path):
     desk, bundle = enrolled
     decision = decisions(desk)[0]
