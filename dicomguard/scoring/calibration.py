@@ -36,6 +36,7 @@ COMPONENTS: Final = (*NOISE_COMPONENTS, "feature_distance", "guard_share")
 _REFERENCES = 20  # fewer values give a component no distribution to speak of
 _CLASS_REFERENCES = 20  # fewer images of a class give its pairs of classes no scale of their own
 _MARGIN_QUANTILE = 0.02
+_VOTES = 0.01  # of a guard that was unanimous on every reference image: a missing hundredth of votes surprises by one
 
 Unit = Annotated[float, Field(gt=0, lt=1)]
 
@@ -204,7 +205,7 @@ def fit(
         feature_distance=tuple(Component.fit(column, "feature distance") for column in np.array(distances).T)
         if distances
         else None,
-        guard_share=Component.fit(-np.array(shares), "guard's vote share") if shares else None,
+        guard_share=Component.fit(-np.array(shares), "guard's vote share", if_same=_VOTES) if shares else None,
         margin_floor=_floor(np.array([smallest_margin(e.seen) for e in reference]), quantile),
         margin_quantile=quantile,
         held_back=(),

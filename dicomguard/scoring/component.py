@@ -50,11 +50,13 @@ class Component(BaseModel):
         return math.log((n + 1) / (1 + float(np.interp(value, distinct, above))))
 
     @classmethod
-    def fit(cls, values: NDArray[np.float64], what: str) -> Component:
+    def fit(cls, values: NDArray[np.float64], what: str, *, if_same: float | None = None) -> Component:
         """From the values of clean images; rounded, because the last digits only make the file long.
 
+        `if_same`: the mean excess of a number that may well be the same for every image, as a good guard's share is.
+
         Raises:
-            BundleError: not all finite, or all the same; `what` says which number it is.
+            BundleError: not all finite, or all the same without `if_same`; `what` says which number it is.
 
         """
         ordered = np.round(np.sort(values), _DIGITS)
@@ -62,7 +64,7 @@ class Component(BaseModel):
             raise BundleError(
                 f"the {what} of a clean image is NaN or infinite.", advice="Check the weights of the bundle."
             )
-        if ordered[0] == ordered[-1]:
+        if ordered[0] == ordered[-1] and if_same is None:
             raise BundleError(
                 f"the {what} of all clean images is the same: the network does not react to its input.",
                 advice="Check the weights and the normalisation (mean, std) of the bundle.",
@@ -70,4 +72,4 @@ class Component(BaseModel):
         head = max(int(len(ordered) * _TAIL_SHARE), 2)
         excess = float(np.mean(ordered[-head:] - ordered[-head]))
         spread = float(ordered[-1] - ordered[0]) / len(ordered)
-        return cls(values=tuple(map(float, ordered)), tail=max(excess, spread, 1e-6))
+        return cls(values=tuple(map(float, ordered)), tail=max(excess, spread, 1e-6) if spread else if_same or 1e-6)
