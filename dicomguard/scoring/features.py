@@ -19,6 +19,7 @@ from dicomguard.scoring.head import Answer
 
 _CLASS_IMAGES = 5  # fewer images of a class give it no mean of its own
 _DIRECTIONS = 64
+_TENSORS = ("means", "basis", "inner", "outer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +53,20 @@ class FeatureModel:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> FeatureModel | None:
-        """The inverse of `tensors`; None where there is none among them."""
-        if "features.means" not in tensors:
+        """The inverse of `tensors`; None where there is none among them.
+
+        Raises:
+            BundleError: one is missing, or they do not fit each other.
+
+        """
+        found = {name: tensors[f"features.{name}"].numpy() for name in _TENSORS if f"features.{name}" in tensors}
+        if not found:
             return None
-        means, basis, inner, outer = (
-            tensors[f"features.{name}"].numpy() for name in ("means", "basis", "inner", "outer")
-        )
-        return cls(means, basis, inner, float(outer[0]))
+        shapes = [found[name].shape if name in found else None for name in _TENSORS]
+        match shapes:
+            case [(_, _, width), (rank, across), (along,), (1,)] if (rank, width) == (along, across):
+                return cls(found["means"], found["basis"], found["inner"], float(found["outer"][0]))
+        raise BundleError(f"the feature model's tensors do not fit: {shapes}.", advice="Enrol again.")
 
 
 def fit(features: NDArray[np.float64], answers: NDArray[np.int64], classes: int) -> FeatureModel | None:

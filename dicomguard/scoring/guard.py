@@ -209,7 +209,12 @@ class Guard:
         return torch.cat(found)
 
     def vote(self, plane: Tensor, answer: Answer, seed: bytes) -> Vote:
-        """Ask the guard about one plane (1, 64, 64) that the protected model answered with `answer`."""
+        """Ask the guard about one plane (1, 64, 64) that the protected model answered with `answer`.
+
+        A plane with NaN or infinity gets no vote: its share is NaN, which no threshold passes.
+        """
+        if not bool(plane.isfinite().all()):
+            return Vote(0, 0, math.nan, Outcome.UNCERTIFIED, answer)
         wanted = torch.tensor(answer)
         seen = torch.empty(0, len(answer), dtype=torch.int64)
         first_share = math.nan

@@ -124,6 +124,17 @@ class Scorer:
         self.feature_model = FeatureModel.from_tensors(enrolled.tensors)
         if statement.guard is not None:
             self.guard = Guard.from_tensors(statement.guard, enrolled.tensors, self.head, self.device)
+        # What is scored must be there: a component whose values never come would be passed over in silence.
+        fitted = statement.calibration
+        for component, part, name in (
+            (fitted.feature_distance, self.feature_model, "feature model"),
+            (fitted.guard_share, self.guard, "guard"),
+        ):
+            if component is not None and part is None:
+                raise BundleError(
+                    f"the enrolment of bundle {self.name} is calibrated for a {name} that it does not hold.",
+                    advice="Enrol this bundle again.",
+                )
 
     def prepare(self, images: Sequence[Image]) -> Batch:
         """Presentation values of any size to what the networks take."""
