@@ -27,6 +27,7 @@ from dicomguard.decision import (
     judge_score,
 )
 from dicomguard.decision import Fault as FaultFinding
+from dicomguard.scoring.scorer import Scorer
 from dicomguard.screen.examine import Examined, effective_mode
 from dicomguard.study import Uid
 
@@ -192,8 +193,8 @@ def instance_decision(examined: Examined, rules: Rules, place: Place | None = No
         fingerprint=scorer.fingerprint if scorer else None,
         detail=finding.detail if isinstance(finding, FaultFinding) else "",
         scores=None
-        if isinstance(finding, FaultFinding)
-        else _scores(finding, thresholds, rules.policy, scorer.enrolment_sha256 if scorer else None, place),
+        if isinstance(finding, FaultFinding) or scorer is None
+        else _scores(finding, scorer, rules.policy, place),
     )
 
 
@@ -208,22 +209,23 @@ def worst_frame(scored: Scored, thresholds: Thresholds | None, policy: Policy) -
     return max(scored.scores, key=alarm)
 
 
-def _scores(
-    scored: Scored, thresholds: Thresholds | None, policy: Policy, enrolment: str | None, place: Place | None
-) -> dict[str, Any]:
+def _scores(scored: Scored, scorer: Scorer, policy: Policy, place: Place | None) -> dict[str, Any]:
     """What the ledger keeps of the scores: the worst frame whole, of every frame the numbers that decide."""
+    thresholds = scorer.thresholds
     found: dict[str, Any] = {
         "frames": len(scored.scores),
-        "enrolment": enrolment,
+        "enrolment": scorer.enrolment_sha256,
         "worst": asdict(worst_frame(scored, thresholds, policy)),
         "statistics": [score.statistic for score in scored.scores],
         "margins": [score.margin for score in scored.scores],
         "assurance": "proven" if all(score.assurance == "proven" for score in scored.scores) else "screened",
         "passes": sum(score.passes for score in scored.scores),
     }
-    if thresholds is not None:
+    if thresholds is not None and scorer.enrolment is not None:
         found["thresholds"] = asdict(thresholds)
         found["p_values"] = [score.p_value for score in scored.scores]
+        # What a p-value can resolve: the drift watch must know how many clean images stand behind it.
+        found["calibration_images"] = scorer.enrolment.calibration.images[1]
     if place is not None:
         found["study"] = place.ruling.to_json() | {"first": place.first}
     guards = Counter(score.guard.outcome for score in scored.scores if score.guard is not None)
