@@ -220,8 +220,8 @@ class Scorer:
     def _noisy(
         self, pixels: Tensor, seeds: Sequence[Seeds], draws: Sequence[Draw], *, canonical: bool
     ) -> NDArray[np.float64]:
-        if not draws:
-            return np.empty((len(pixels), 0, self.head.questions, self.head.classes))
+        if not draws or not len(pixels):
+            return np.empty((len(pixels), len(draws), self.head.questions, self.head.classes))
         network = self._canonical if canonical else self._fast
         place = torch.device("cpu") if canonical else self.device
         chunk = _CANONICAL_CHUNK if canonical else (_CPU_CHUNK if place.type == "cpu" else _DEVICE_CHUNK)
