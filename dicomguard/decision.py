@@ -102,7 +102,7 @@ class Score:
 
     `likely` is the class that the noise favours most beside the answer: the likely true one, where the image was
     manipulated. `p_value` is conformal among the enrolment's held-back clean images, `surprises` the -log p of each
-    component (their largest is the statistic), `passes` the forward passes that were spent on the noise check.
+    component (fused into the statistic), `passes` the forward passes that were spent on the noise check.
     """
 
     predicted: str

@@ -1,7 +1,10 @@
 """From what was observed of an image to one number, and from clean images to the threshold it is held against.
 
-The clean images are divided by patient. The reference part gives each component of the score its clean distribution;
-the fused score of an image is the largest surprise, -log p, over components and questions. The held-back part, which
+The clean images are divided by patient. The reference part gives each component of the score its clean distribution.
+Two lines of evidence are fused. In the first, what the protected model itself shows (noise check, features), components
+depend on each other, so the largest surprise, -log p, over components and questions counts; the feature distance, the
+weakest, with a Bonferroni weight of e^-3. The guard is another network under noise of its own: its surprise is added,
+as Fisher combines independent tests. Measured against the plain maximum in docs/scoring.md. The held-back part, which
 had no share in that, gives the threshold by split conformal prediction (Bates, Candes, Lei, Romano, Sesia 2023, arXiv
 2104.08279), with the low-margin rule inside it, so that P(flagged) <= alpha for a clean image drawn like those of the
 enrolment, INCONCLUSIVE included.
@@ -14,7 +17,7 @@ exits are inside the promise.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -28,7 +31,7 @@ from dicomguard.scoring.consistency import Draw, NoiseCurve, Observation, curve
 
 # Which version of the statistic's definition a calibration was fitted with; part of every fingerprint.
 STATISTIC: Final = (
-    "max -log p of {probability drop, log-odds drop, -noisy margin, Mahalanobis, -guard share}, staged; 2"
+    "max -log p of {probability drop, log-odds drop, -noisy margin, Mahalanobis - 3} + that of -guard share, staged; 3"
 )
 NOISE_COMPONENTS: Final = ("probability_drop", "log_odds_drop", "noisy_margin")
 COMPONENTS: Final = (*NOISE_COMPONENTS, "feature_distance", "guard_share")
@@ -36,6 +39,8 @@ COMPONENTS: Final = (*NOISE_COMPONENTS, "feature_distance", "guard_share")
 _REFERENCES = 20  # fewer values give a component no distribution to speak of
 _CLASS_REFERENCES = 20  # fewer images of a class give its pairs of classes no scale of their own
 _MARGIN_QUANTILE = 0.02
+_GUARD = "guard_share"
+_FEATURE_WEIGHT = 3.0  # -log of the share of alpha that the feature distance may spend
 _VOTES = 0.01  # of a guard that was unanimous on every reference image: a missing hundredth of votes surprises by one
 
 Unit = Annotated[float, Field(gt=0, lt=1)]
@@ -126,8 +131,8 @@ class Calibration(BaseModel):
         return found
 
     def statistic_after(self, evidence: Evidence, stage: int) -> float:
-        """The largest surprise; NaN where any is."""
-        return _worst(list(self.surprises(evidence, stage).values()))
+        """The fused score; NaN where any surprise is."""
+        return fused(self.surprises(evidence, stage))
 
     def ends(self, statistic: float, stage: int) -> bool:
         """True when nothing more is drawn: nothing was found, or this was the last stage."""
@@ -153,6 +158,12 @@ class Calibration(BaseModel):
     def flags(self, statistic: float, margin: float) -> bool:
         """True where the image would not pass as clean: over the threshold, low margin, or no number."""
         return not (statistic <= self.threshold and margin >= self.margin_floor)
+
+
+def fused(surprises: Mapping[str, float]) -> float:
+    """The score of -log p by component: the largest of the protected model's, plus the guard's. NaN where any is."""
+    own = [s - _FEATURE_WEIGHT if name == "feature_distance" else s for name, s in surprises.items() if name != _GUARD]
+    return _worst([0.0, *own]) + surprises.get(_GUARD, 0.0)
 
 
 def _worst(surprises: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ from dicomguard.errors import BundleError
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-_TAIL_SHARE = 0.1  # of the clean values lies in the tail whose mean excess sets the exponential beyond the largest
+_TAIL_SHARE = 0.1  # of the clean values lies in the tail whose mean excess is the scale of what lies beyond
 _DIGITS = 6
 
 
@@ -36,15 +36,16 @@ class Component(BaseModel):
     def surprise(self, value: float) -> float:
         """-log of the conformal p-value (1 + number of clean values >= `value`) / (n + 1), made continuous.
 
-        Between distinct values the rank is interpolated linearly; beyond the largest the tail is exponential.
-        NaN stays NaN.
+        Between distinct values the rank is interpolated linearly. Beyond the largest p falls like 1 / (1 + excess /
+        tail), slower than any exponential: n images say little about what is far rarer than 1 / n, and one component
+        that runs away would outshout all others. NaN stays NaN.
         """
         if not math.isfinite(value):
             return math.nan if math.isnan(value) else (math.inf if value > 0 else 0.0)
         distinct, above = self._curve
         n = len(self.values)
         if value > distinct[-1]:
-            return math.log((n + 1) / (1 + above[-1])) + float(value - distinct[-1]) / self.tail
+            return math.log((n + 1) / (1 + above[-1])) + math.log1p(float(value - distinct[-1]) / self.tail)
         if value < distinct[0]:
             return 0.0
         return math.log((n + 1) / (1 + float(np.interp(value, distinct, above))))
