@@ -22,7 +22,11 @@ class Journal:
         self._rows: dict[str, dict[str, Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            for line in path.read_text().splitlines():
+            text = path.read_text()
+            if text and not text.endswith("\n"):
+                with path.open("a") as file:  # the next row must not be lost with the one that was cut off
+                    file.write("\n")
+            for line in text.splitlines():
                 row = _parsed(line)
                 if row is not None and row.get("fingerprint") == fingerprint:
                     self._rows[row["key"]] = row
