@@ -217,8 +217,7 @@ class Training:
             curves,
             [case.group for case in cases],
             fingerprint=scorer.fingerprint,
-            source=f"calibration split of {self.recipe.name}: {len(cases)} images of as many "
-            f"{'phantoms' if self.recipe.name == 'phantom' else 'patients'}",
+            source=f"calibration split of {self.recipe.name}: {len(cases)} images of as many {self.recipe.unit}",
             alpha=self.recipe.alpha,
             is_correct=[(c.logit >= 0) == bool(t) for c, t in zip(curves, truths(cases), strict=True)],
             paper_level=level,
