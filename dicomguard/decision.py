@@ -7,8 +7,8 @@ SUSPECT and INCONCLUSIVE alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, assert_never
@@ -17,6 +17,7 @@ from dicomguard.study import Uid
 
 Action = Literal["forward", "quarantine"]
 Mode = Literal["enforce", "shadow"]
+Assurance = Literal["proven", "screened"]
 
 
 class Verdict(StrEnum):
@@ -43,7 +44,9 @@ class Reason(StrEnum):
     """Coded reasons. Each stands in the ledger, in the evidence and in the docs under this very word."""
 
     SCORE_OVER_THRESHOLD = "score_over_threshold"
+    STUDY_OVER_THRESHOLD = "study_over_threshold"
     LOW_MARGIN = "low_margin"
+    NOT_CERTIFIED = "not_certified"
     NON_IMAGE = "non_image"
     UNMATCHED = "unmatched"
     UNDECODABLE = "undecodable"
@@ -70,6 +73,23 @@ ALWAYS_HELD = REFUSED | {Reason.UID_CONFLICT, Reason.ALTERED_IN_SPOOL}
 
 
 @dataclass(frozen=True, slots=True)
+class GuardVote:
+    """What the certified guard said: `votes` of `draws` for the bundle's answer, under noise `sigma`.
+
+    `outcome` is CERTIFIED (for every change of at most `eps` of its range per stored pixel, at confidence 1 - `alpha`),
+    DISAGREE (its own answer is `majority`) or UNCERTIFIED.
+    """
+
+    votes: int
+    draws: int
+    outcome: Literal["CERTIFIED", "DISAGREE", "UNCERTIFIED"]
+    majority: str
+    eps: float
+    sigma: float
+    alpha: float
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """The noise-consistency check of one frame (the noise-consistency paper, section 2.3).
 
@@ -77,7 +97,12 @@ class Score:
     `probability_drops[l]` is the median over the repeats of p_c(x) - p_c(clip(x + n)) at noise level `levels[l]`
     (fraction of the unit input range), `logit_drops[l]` the same of the margin; positive = away from the prediction.
     `min_noisy_margin` is the smallest over the levels of the median noisy margin. `statistic` is the calibrated score
-    that is held against `Thresholds.statistic`; larger is more suspicious.
+    that is held against `Thresholds.statistic`; larger is more suspicious. Of several questions (a multi-label head)
+    the drops are those of the one that the noise shakes most; `margin` is the smallest.
+
+    `likely` is the class that the noise favours most beside the answer: the likely true one, where the image was
+    manipulated. `p_value` is conformal among the enrolment's held-back clean images, `surprises` the -log p of each
+    component (fused into the statistic), `passes` the forward passes that were spent on the noise check.
     """
 
     predicted: str
@@ -88,12 +113,22 @@ class Score:
     logit_drops: tuple[float, ...]
     min_noisy_margin: float
     statistic: float
+    likely: str = ""
+    p_value: float = 1.0
+    surprises: Mapping[str, float] = field(default_factory=dict)
+    passes: int = 0
+    guard: GuardVote | None = None
     frame: int = 0
+
+    @property
+    def assurance(self) -> Assurance:
+        """`proven`: the guard certified the answer for its pixel budget. `screened`: looked at, nothing proven."""
+        return "proven" if self.guard is not None and self.guard.outcome == "CERTIFIED" else "screened"
 
     @property
     def is_finite(self) -> bool:
         """False where any number that a decision rests on is NaN or infinite."""
-        numbers = (self.probability, self.margin, self.min_noisy_margin, self.statistic)
+        numbers = (self.probability, self.margin, self.min_noisy_margin, self.statistic, self.p_value)
         return all(map(math.isfinite, (*numbers, *self.probability_drops, *self.logit_drops)))
 
 
@@ -122,6 +157,7 @@ class Policy:
     inconclusive: Action = "quarantine"
     failed: Action = "quarantine"
     overdue: Action = "quarantine"
+    certificate: Literal["record", "require"] = "record"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +179,35 @@ Finding = Scored | Fault
 
 
 @dataclass(frozen=True, slots=True)
+class StudyRuling:
+    """What the scores of all frames of a study under one bundle say together; see `scoring.study_test`.
+
+    `suspects`: the numbers of the frames that make it suspicious, in the order of instances and frames. Without a
+    promise too few clean studies of this size were enrolled, and the threshold is extrapolated.
+    """
+
+    images: int
+    score: float
+    threshold: float | None
+    p_value: float
+    has_promise: bool
+    is_flagged: bool
+    suspects: frozenset[int]
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain mapping, as it stands beside the scores."""
+        return {
+            "images": self.images,
+            "score": self.score,
+            "threshold": self.threshold,
+            "p_value": self.p_value,
+            "has_promise": self.has_promise,
+            "flagged": self.is_flagged,
+            "suspects": sorted(self.suspects),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """Verdict, reasons and action for one frame or one instance, before the mode is applied."""
 
@@ -151,14 +216,25 @@ class Judgement:
     action: Action
 
 
-def judge_score(score: Score, thresholds: Thresholds, policy: Policy) -> Judgement:
-    """One frame. A score over its threshold is the stronger finding, so it is looked at before the margin."""
+def judge_score(
+    score: Score, thresholds: Thresholds, policy: Policy, *, ruling: StudyRuling | None = None, index: int = 0
+) -> Judgement:
+    """One frame. A score over its threshold is the stronger finding, so it is looked at before the margin.
+
+    Where the frames of a study are judged together (`ruling`, in which this frame is number `index`), that decides: of
+    300 clean images some are over a threshold that was made for one.
+    """
     if not score.is_finite:
         return Judgement(Verdict.INCONCLUSIVE, (Reason.NOT_A_NUMBER,), policy.failed)
-    if score.statistic > thresholds.statistic:
+    if ruling is not None:
+        if ruling.is_flagged and index in ruling.suspects:
+            return Judgement(Verdict.SUSPECT, (Reason.STUDY_OVER_THRESHOLD,), "quarantine")
+    elif score.statistic > thresholds.statistic:
         return Judgement(Verdict.SUSPECT, (Reason.SCORE_OVER_THRESHOLD,), "quarantine")
-    if score.margin < thresholds.margin_floor:
+    elif score.margin < thresholds.margin_floor:
         return Judgement(Verdict.INCONCLUSIVE, (Reason.LOW_MARGIN,), policy.inconclusive)
+    if policy.certificate == "require" and score.assurance != "proven":
+        return Judgement(Verdict.INCONCLUSIVE, (Reason.NOT_CERTIFIED,), "quarantine")
     return Judgement(Verdict.CLEAN, (), "forward")
 
 
@@ -177,15 +253,30 @@ def judge_fault(fault: Fault, policy: Policy) -> Judgement:
             return Judgement(Verdict.INCONCLUSIVE, (fault.reason,), policy.failed)
 
 
-def judge(finding: Finding, thresholds: Thresholds | None, policy: Policy) -> Judgement:
-    """One instance: its worst frame. Scores without thresholds are a model that was never calibrated: fails closed."""
+def judge(
+    finding: Finding,
+    thresholds: Thresholds | None,
+    policy: Policy,
+    *,
+    ruling: StudyRuling | None = None,
+    first: int = 0,
+) -> Judgement:
+    """One instance: its worst frame. Scores without thresholds are a model that was never enrolled: fails closed.
+
+    `first`: which number its first frame has in the study's `ruling`, where there is one.
+    """
     match finding:
         case Fault():
             return judge_fault(finding, policy)
         case Scored(scores):
             if thresholds is None or not scores:
                 return judge_fault(Fault(Reason.MODEL_FAULT), policy)
-            return _worst([judge_score(score, thresholds, policy) for score in scores])
+            return _worst(
+                [
+                    judge_score(score, thresholds, policy, ruling=ruling, index=first + offset)
+                    for offset, score in enumerate(scores)
+                ]
+            )
         case _:
             assert_never(finding)
 

@@ -25,8 +25,9 @@ import yaml
 from pydicom.dataset import Dataset
 
 from dicomguard import phantom
-from dicomguard.attacks.bim import Ladder, early_stopped_bim
 from dicomguard.attacks.forge import forge
+from dicomguard.attacks.ladder import Ladder, early_stopped_bim
+from dicomguard.attacks.native import native_margins
 from dicomguard.decision import Decision, Disposition
 from dicomguard.errors import DicomguardError
 from dicomguard.ledger import Ledger
@@ -108,12 +109,9 @@ def attack(scorer: Scorer, seed: int) -> Specimen:
     (image,) = reader.images(source)
     pixels = torch.from_numpy(image.pixels).unsqueeze(0)
     before = answer(scorer, source)
-
-    def logits(batch: torch.Tensor) -> torch.Tensor:
-        return scorer.logits(torch.stack([scorer.preprocess(one) for one in batch]))
-
+    margins = native_margins(scorer, pixels)
     for kappa in (0.0, 0.1, 0.3):
-        found = early_stopped_bim(logits, pixels, Ladder(kappa=kappa))
+        found = early_stopped_bim(margins, pixels, Ladder(kappa=kappa))
         if not bool(found.flipped[0]):
             break
         forged = forge(source, image, found.pixels[0].numpy(), description="adversarial test object, early-stopped BIM")
@@ -124,9 +122,8 @@ def attack(scorer: Scorer, seed: int) -> Specimen:
 
 def answer(scorer: Scorer, dataset: Dataset) -> str:
     """The classifier's answer to the one frame of a data set, read from its integers."""
-    with torch.inference_mode():
-        logit = float(scorer.logits(scorer.prepare(reader.images(dataset)))[0])
-    return scorer.labels[1] if logit >= 0 else scorer.labels[0]
+    (odds,) = scorer.answer(scorer.prepare(reader.images(dataset)).pixels).log_odds
+    return scorer.head.name(tuple(int(c) for c in odds.argmax(-1)))
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""What people do with held studies: look, release, reject, purge. Each has an actor and a reason and is recorded first.
+"""What people do with held studies: look, release, reject, mark, purge. Each has an actor and a reason, recorded first.
 
 Released means released for that version of the study: a late image makes a new version and is screened again.
 """
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dicomguard.decision import Decision, Disposition
+from dicomguard.decision import Decision, Disposition, Verdict
 from dicomguard.errors import NotFoundError, ReviewError, SpoolError
-from dicomguard.ledger import Ledger, Review, RuledAction
+from dicomguard.ledger import FALSE_HOLD_EVENT, Ledger, Review, RuledAction
 from dicomguard.spool.store import Spool
 
 PURGED_EVENT: Final = "rejected_purged"
@@ -106,19 +106,27 @@ class Quarantine:
             found.append(self._describe(decision, reviews[-1] if reviews else None, is_purged=is_purged))
         return found
 
-    def release(self, name: str, *, actor: str, reason: str, all_versions: bool = False) -> list[Held]:
+    def release(
+        self, name: str, *, actor: str, reason: str, all_versions: bool = False, false_hold: bool = False
+    ) -> list[Held]:
         """Send what is held to its destinations. Said again, it finishes what was interrupted.
+
+        With `false_hold` it is marked as one, too; see `mark_false`.
 
         To the destinations that were recorded when it was held and are still configured; where none was recorded, to
         those that are configured now. Raises ReviewError, NotFoundError.
         """
         waiting = self._waiting(name, "release", all_versions=all_versions)
+        if false_hold and not any(_held_by(held.decision) for held in waiting):
+            raise _no_models_hold(waiting[-1].decision)
         targets = {held.decision.decision_id: self._targets(held.decision) for held in waiting if held.review is None}
         for held in waiting:
             decision_id = held.decision.decision_id
             if held.review is None:
                 self._ledger.record_review(decision_id, "release", actor, reason, targets[decision_id])
             self._carry_out(decision_id, "release")
+            if false_hold:
+                self._mark(held.decision, actor.strip(), reason.strip())
         return [self.find(held.decision.decision_id)[0] for held in waiting]
 
     def reject(self, name: str, *, actor: str, reason: str, all_versions: bool = False) -> list[Held]:
@@ -132,6 +140,41 @@ class Quarantine:
                 self._ledger.record_review(held.decision.decision_id, "reject", actor, reason)
             self._carry_out(held.decision.decision_id, "reject")
         return [self.find(held.decision.decision_id)[0] for held in waiting]
+
+    def mark_false(self, name: str, *, actor: str, reason: str) -> list[Held]:
+        """Record that what was released should never have been held: the images are clean. Said again, nothing happens.
+
+        It counts against the budget of the bundle that held it, and changes nothing else.
+
+        Raises:
+            ReviewError: no actor or reason, nothing of it was released, or no protected model had held it.
+            NotFoundError: there is no such decision or study.
+
+        """
+        actor, reason = actor.strip(), reason.strip()
+        if not actor or not reason:
+            raise ReviewError("A mark needs an actor and a reason.", advice="Give both; they are recorded.")
+        found = self.find(name)
+        released = [held for held in found if held.state == "released"]
+        if not released:
+            raise ReviewError(
+                f"Decision {found[-1].decision.decision_id} is {found[-1].state}; only what was released can have been"
+                " a false hold.",
+                advice="Release it with 'quarantine release ... --false-hold'.",
+            )
+        marked = [held for held in released if _held_by(held.decision)]
+        if not marked:
+            raise _no_models_hold(released[-1].decision)
+        for held in marked:
+            self._mark(held.decision, actor, reason)
+        return marked
+
+    def _mark(self, decision: Decision, actor: str, reason: str) -> None:
+        bundles = _held_by(decision)
+        known = {event.detail["decision_id"] for event in self._ledger.events(FALSE_HOLD_EVENT)}
+        if bundles and decision.decision_id not in known:
+            detail = {"decision_id": decision.decision_id, "bundles": bundles, "actor": actor, "reason": reason}
+            self._ledger.record_event(FALSE_HOLD_EVENT, decision.study_instance_uid, detail)
 
     def purge(self, name: str, *, actor: str, reason: str) -> tuple[Held, int]:
         """Remove the files of a rejected decision, for good; the ledger keeps the decision. And how many went.
@@ -215,6 +258,22 @@ class Quarantine:
     def _describe(self, decision: Decision, review: Review | None, *, is_purged: bool) -> Held:
         files = len(self._spool.quarantined(decision.decision_id))
         return Held(decision, review, files, self._spool.evidence(decision.decision_id), is_purged)
+
+
+def _held_by(decision: Decision) -> list[str]:
+    """The bundles whose opinion of an image, or of the whole study, held it; none where a fault of a transfer did."""
+    holders = sorted({i.bundle for i in decision.instances if i.bundle is not None and i.holds})
+    if holders or decision.bundle is None or decision.verdict not in {Verdict.SUSPECT, Verdict.INCONCLUSIVE}:
+        return holders
+    return [decision.bundle]
+
+
+def _no_models_hold(decision: Decision) -> ReviewError:
+    return ReviewError(
+        f"Decision {decision.decision_id} was not held by a protected model ({', '.join(decision.reasons)}), so it is"
+        " no false hold of one.",
+        advice="Release it without --false-hold.",
+    )
 
 
 def _too_many(what: str, found: Sequence[Held], advice: str) -> ReviewError:

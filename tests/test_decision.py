@@ -9,11 +9,13 @@ from dicomguard.decision import (
     ALWAYS_HELD,
     Disposition,
     Fault,
+    GuardVote,
     InstanceDecision,
     Policy,
     Reason,
     Score,
     Scored,
+    StudyRuling,
     Thresholds,
     Verdict,
     decide_study,
@@ -60,7 +62,7 @@ def test_a_frame_is_judged_by_its_score_and_margin(given_score, verdict, reasons
     assert (judgement.verdict, judgement.reasons, judgement.action) == (verdict, reasons, action)
 
 
-@pytest.mark.parametrize("field", ["probability", "margin", "min_noisy_margin", "statistic"])
+@pytest.mark.parametrize("field", ["probability", "margin", "min_noisy_margin", "statistic", "p_value"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_none_never_passes_as_clean(field, value):
     judgement = judge(Scored((CLEAN, score(**{field: value}))), THRESHOLDS, POLICY)
@@ -92,7 +94,7 @@ def test_faults_of_the_transfer_are_held_whatever_policy_and_mode_say(reason):
     assert instance(action="quarantine", mode="shadow", reasons=[reason]).holds
 
 
-def test_scores_of_a_model_that_was_never_calibrated_are_not_clean():
+def test_scores_of_a_model_that_was_never_enrolled_are_not_clean():
     assert judge(Scored((CLEAN,)), None, POLICY).reasons == (Reason.MODEL_FAULT,)
     assert judge(Scored(()), THRESHOLDS, POLICY).reasons == (Reason.MODEL_FAULT,)
 
@@ -101,6 +103,98 @@ def test_an_instance_takes_its_worst_frame():
     judgement = judge(Scored((CLEAN, score(margin=0.1), score(statistic=5), CLEAN)), THRESHOLDS, POLICY)
     assert judgement.verdict is Verdict.SUSPECT
     assert set(judgement.reasons) == {Reason.LOW_MARGIN, Reason.SCORE_OVER_THRESHOLD}
+
+
+# Of a study as a whole ------------------------------------------------------------------------------------------------
+
+
+def ruling(*suspects, is_flagged=None, images=4):
+    flagged = bool(suspects) if is_flagged is None else is_flagged
+    return StudyRuling(images, 5.0, 4.0, 0.01 if flagged else 0.5, True, flagged, frozenset(suspects))
+
+
+def test_only_the_suspects_of_a_flagged_study_hold():
+    frames = Scored((score(statistic=9.0), CLEAN))
+    suspect = judge(frames, THRESHOLDS, POLICY, ruling=ruling(2), first=2)
+    assert (suspect.verdict, suspect.reasons) == (Verdict.SUSPECT, (Reason.STUDY_OVER_THRESHOLD,))
+    assert suspect.action == "quarantine"
+    other = judge(frames, THRESHOLDS, POLICY, ruling=ruling(2), first=0)
+    assert (other.verdict, other.reasons, other.action) == (Verdict.CLEAN, (), "forward")
+
+
+@pytest.mark.parametrize("changes", [{"statistic": 3.5}, {"statistic": 90.0}, {"margin": 0.1}])
+def test_a_frame_over_its_own_threshold_does_not_hold_a_study_that_is_not_flagged(changes):
+    frame = score(**changes)
+    assert judge_score(frame, THRESHOLDS, POLICY).action == "quarantine"
+    for index in range(4):
+        found = judge_score(frame, THRESHOLDS, POLICY, ruling=ruling(), index=index)
+        assert (found.verdict, found.reasons, found.action) == (Verdict.CLEAN, (), "forward")
+
+
+def test_a_study_that_is_not_flagged_has_no_suspects_even_if_some_are_named():
+    assert judge_score(CLEAN, THRESHOLDS, POLICY, ruling=ruling(0, is_flagged=False)).verdict is Verdict.CLEAN
+
+
+def test_a_number_that_is_none_does_not_pass_in_any_study():
+    for found in (ruling(), ruling(0), ruling(3)):
+        judgement = judge_score(score(statistic=math.nan), THRESHOLDS, POLICY, ruling=found)
+        assert (judgement.verdict, judgement.reasons) == (Verdict.INCONCLUSIVE, (Reason.NOT_A_NUMBER,))
+        assert judgement.action == "quarantine"
+
+
+def test_a_ruling_is_json_ready():
+    import json
+
+    assert json.loads(json.dumps(ruling(3, 1).to_json())) == {
+        "images": 4,
+        "score": 5.0,
+        "threshold": 4.0,
+        "p_value": 0.01,
+        "has_promise": True,
+        "flagged": True,
+        "suspects": [1, 3],
+    }
+
+
+# Certificates --------------------------------------------------------------------------------------------------------
+
+
+def voted(outcome, **changes):
+    return score(guard=GuardVote(64, 64, outcome, "normal", 0.004, 0.5, 1e-6), **changes)
+
+
+REQUIRE = replace(POLICY, certificate="require")
+FRAMES = [
+    pytest.param(voted("CERTIFIED"), "proven", id="certified"),
+    pytest.param(voted("UNCERTIFIED"), "screened", id="uncertified"),
+    pytest.param(voted("DISAGREE"), "screened", id="disagree"),
+    pytest.param(CLEAN, "screened", id="no-guard"),
+]
+
+
+@pytest.mark.parametrize(("frame", "assurance"), FRAMES)
+@pytest.mark.parametrize("found", [None, ruling(), ruling(3)], ids=["alone", "study", "flagged-study"])
+def test_a_certificate_is_asked_for_where_the_policy_requires_it(frame, assurance, found):
+    assert frame.assurance == assurance
+    assert judge_score(frame, THRESHOLDS, POLICY, ruling=found).verdict is Verdict.CLEAN
+    judgement = judge_score(frame, THRESHOLDS, REQUIRE, ruling=found)
+    if assurance == "proven":
+        assert (judgement.verdict, judgement.action) == (Verdict.CLEAN, "forward")
+    else:
+        assert (judgement.verdict, judgement.reasons) == (Verdict.INCONCLUSIVE, (Reason.NOT_CERTIFIED,))
+        assert judgement.action == "quarantine"
+
+
+def test_a_certificate_does_not_excuse_a_score():
+    for policy in (POLICY, REQUIRE):
+        assert judge_score(voted("CERTIFIED", statistic=9.0), THRESHOLDS, policy).verdict is Verdict.SUSPECT
+        assert judge_score(voted("CERTIFIED", margin=0.1), THRESHOLDS, policy).reasons == (Reason.LOW_MARGIN,)
+        assert judge_score(voted("CERTIFIED"), THRESHOLDS, policy, ruling=ruling(0)).verdict is Verdict.SUSPECT
+
+
+def test_what_a_missing_certificate_holds_is_held_whatever_the_other_lines_say():
+    lenient = Policy("forward", "forward", "forward", "forward", "forward", certificate="require")
+    assert judge_score(voted("DISAGREE"), THRESHOLDS, lenient).action == "quarantine"
 
 
 SUSPECT = instance(verdict=Verdict.SUSPECT, action="quarantine", reasons=[Reason.SCORE_OVER_THRESHOLD])
@@ -139,21 +233,27 @@ def test_a_study_takes_its_worst_image(instances, is_held, disposition, verdict)
 
 
 SEVERITY = [Verdict.CLEAN, Verdict.UNSCORABLE, Verdict.INCONCLUSIVE, Verdict.SUSPECT]
-SCORES = st.builds(score, statistic=st.floats(0, 10), margin=st.floats(0, 5))
+SCORES = st.builds(
+    score,
+    statistic=st.floats(0, 10),
+    margin=st.floats(0, 5),
+    guard=st.sampled_from([None, *(voted(o).guard for o in ("CERTIFIED", "UNCERTIFIED", "DISAGREE"))]),
+)
+POLICIES = st.sampled_from([POLICY, REQUIRE])
 
 
-@given(SCORES, st.floats(0, 10))
-def test_more_suspicion_never_gives_a_milder_judgement(given_score, more):
-    before = judge_score(given_score, THRESHOLDS, POLICY)
-    after = judge_score(replace(given_score, statistic=given_score.statistic + more), THRESHOLDS, POLICY)
+@given(SCORES, st.floats(0, 10), POLICIES)
+def test_more_suspicion_never_gives_a_milder_judgement(given_score, more, policy):
+    before = judge_score(given_score, THRESHOLDS, policy)
+    after = judge_score(replace(given_score, statistic=given_score.statistic + more), THRESHOLDS, policy)
     assert SEVERITY.index(after.verdict) >= SEVERITY.index(before.verdict)
     assert not (before.action == "quarantine" and after.action == "forward")
 
 
-@given(st.lists(SCORES, min_size=1, max_size=6), SCORES)
-def test_one_more_frame_never_gives_a_milder_judgement(scores, extra):
-    before = judge(Scored(tuple(scores)), THRESHOLDS, POLICY)
-    after = judge(Scored((*scores, extra)), THRESHOLDS, POLICY)
+@given(st.lists(SCORES, min_size=1, max_size=6), SCORES, POLICIES)
+def test_one_more_frame_never_gives_a_milder_judgement(scores, extra, policy):
+    before = judge(Scored(tuple(scores)), THRESHOLDS, policy)
+    after = judge(Scored((*scores, extra)), THRESHOLDS, policy)
     assert SEVERITY.index(after.verdict) >= SEVERITY.index(before.verdict)
     assert not (before.action == "quarantine" and after.action == "forward")
 

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import dicomguard
-from dicomguard.cli import bundles, holding, node, records, transit, trials
+from dicomguard.cli import bundles, drift, enrolling, evidence, flight, holding, node, records, transit, trials
 from dicomguard.errors import BundleError, ConfigError, DicomguardError
 
 app = typer.Typer(
@@ -31,6 +31,10 @@ holding.register(app)
 transit.register(app)
 trials.register(app)
 bundles.register(app)
+enrolling.register(app)
+drift.register(app)
+flight.register(app)
+evidence.register(app)
 
 
 def _version(value: bool) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomguard.config import Config, load
+from dicomguard.config import BundleSection, Config, load
 from dicomguard.decision import Policy
 from dicomguard.errors import BundleError, ConfigError
 from dicomguard.site_key import SiteKey, load_or_create
@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # heavy parts are imported where they are built
     from dicomguard.ledger import Ledger
     from dicomguard.pixels.sandbox import DecodeWorker
     from dicomguard.receive.settings import ReceiveSettings
+    from dicomguard.scoring.scorer import Scorer
+    from dicomguard.screen.budget import FalseHoldBudget
     from dicomguard.screen.examine import Examiner
     from dicomguard.screen.protected import Protected
     from dicomguard.screen.screener import Screener
@@ -123,6 +125,15 @@ def receive_settings(config: Config) -> ReceiveSettings:
     )
 
 
+def plain_decode_worker(path: Path | None) -> DecodeWorker:
+    """The sandbox for commands that need no node: with the limits of its configuration, where there is one."""
+    if path is not None:
+        return decode_worker(read_config(path))
+    from dicomguard.pixels.sandbox import DecodeWorker
+
+    return DecodeWorker()
+
+
 def decode_worker(config: Config) -> DecodeWorker:
     """The sandbox that files are read in."""
     from dicomguard.pixels.limits import Limits
@@ -144,20 +155,37 @@ def load_models(config: Config) -> list[Protected]:
 
     models = []
     for section in config.bundles:
-        scorer = Scorer.load(section.path, device=config.device)
-        if section.fingerprint is not None and section.fingerprint != scorer.fingerprint:
-            raise BundleError(
-                f"Bundle {section.path} has the fingerprint {scorer.fingerprint}, the configuration pins"
-                f" {section.fingerprint}.",
-                advice="Find out who changed the bundle; then pin the new fingerprint.",
-            )
-        if scorer.thresholds is None and section.mode == "enforce":
-            raise BundleError(
-                f"Bundle {section.path} was never calibrated, so nothing can be enforced with it.",
-                advice="Run 'dicomguard bundle calibrate' on clean images of this site, or set 'mode: shadow'.",
-            )
+        scorer = Scorer.load(section.path, section.enrolment, device=config.device)
+        check_armed(scorer, section, certificate=config.policy.certificate)
         models.append(Protected(scorer, section.match, section.mode))
     return models
+
+
+def check_armed(scorer: Scorer, section: BundleSection, *, certificate: str) -> None:
+    """Raises BundleError where the configuration asks more of a bundle than its enrolment supports."""
+    if section.fingerprint is not None and section.fingerprint != scorer.fingerprint:
+        raise BundleError(
+            f"Bundle {section.path} has the fingerprint {scorer.fingerprint}, the configuration pins"
+            f" {section.fingerprint}.",
+            advice="Find out who changed the bundle; then pin the new fingerprint.",
+        )
+    if section.mode == "shadow":
+        return
+    if scorer.enrolment is None:
+        raise BundleError(
+            f"Bundle {section.path} was never enrolled, so nothing can be enforced with it.",
+            advice="Run 'dicomguard enrol' on clean studies of this site, or set 'mode: shadow'.",
+        )
+    if scorer.enrolment.armed != "enforce":
+        raise BundleError(
+            f"Bundle {section.path} may not be enforced: {scorer.enrolment.refusal}",
+            advice="Set 'mode: shadow' for it, or protect a model on which the check works.",
+        )
+    if certificate == "require" and scorer.guard is None:
+        raise BundleError(
+            f"policy.certificate is 'require', but bundle {section.path} is enrolled without a guard.",
+            advice="Enrol it with more clean images, or write 'certificate: record'.",
+        )
 
 
 def rules(config: Config) -> Rules:
@@ -190,9 +218,27 @@ def examiner(config: Config, worker: DecodeWorker, models: Sequence[Protected]) 
 def screener(config: Config, spool: Spool, ledger: Ledger, worker: DecodeWorker) -> Screener:
     """The screener. Loads the models, which takes seconds. Raises BundleError."""
     from dicomguard.screen.screener import Screener
+    from dicomguard.screen.watch import Watch
 
+    models = load_models(config)
+    names = [model.scorer.name for model in models]
+    watch = Watch(
+        ledger, window=config.drift.window_studies, level=config.drift.level, budget=false_hold_budget(config, names)
+    )
     settling = Settling(spool, quiet_s=config.study.quiet_s, deadline_s=config.study.deadline_s)
-    return Screener(spool, ledger, examiner(config, worker, load_models(config)), rules(config), settling)
+    return Screener(spool, ledger, examiner(config, worker, models), rules(config), settling, watch=watch)
+
+
+def false_hold_budget(config: Config, names: Sequence[str] | None = None) -> FalseHoldBudget:
+    """What the site can bear. `names` of the configured bundles, in their order; None: those of their folders."""
+    from dicomguard.screen.budget import FalseHoldBudget
+
+    known = [section.path.name for section in config.bundles] if names is None else names
+    places = {
+        name: f"'bundles', entry {number} (path: .../{section.path.name})"
+        for number, (name, section) in enumerate(zip(known, config.bundles, strict=True), start=1)
+    }
+    return FalseHoldBudget(config.false_hold_budget.holds, config.false_hold_budget.days, places)
 
 
 def delivery_settings(config: Config) -> Settings:

@@ -145,22 +145,20 @@ def _bundles(config: Config) -> Iterator[Check]:
     for section in config.bundles:
         name = f"bundle {section.path.name}"
         try:
-            scorer = Scorer.load(section.path, device=config.device)
+            scorer = Scorer.load(section.path, section.enrolment, device=config.device)
+            compose.check_armed(scorer, section, certificate=config.policy.certificate)
         except DicomguardError as error:
             yield Check(name, "fail", str(error))
             continue
-        if section.fingerprint is not None and section.fingerprint != scorer.fingerprint:
-            yield Check(name, "fail", f"Its fingerprint is {scorer.fingerprint}, not the one that is pinned.")
+        enrolment = scorer.enrolment
+        if enrolment is None:
+            yield Check(name, "warn", "In shadow, and never enrolled: run 'dicomguard enrol' on clean studies.")
             continue
-        thresholds = scorer.thresholds
-        if thresholds is None:
-            state: Literal["warn", "fail"] = "fail" if section.mode == "enforce" else "warn"
-            yield Check(
-                name, state, "It was never calibrated: run 'dicomguard bundle calibrate', or set 'mode: shadow'."
-            )
-            continue
-        message = f"Weights and calibration fit; {section.mode}, false alarms at {thresholds.alpha:.1%} of images."
-        yield Check(name, "ok", f"{message} Fingerprint {scorer.fingerprint[:16]}.")
+        message = (
+            f"Weights and enrolment of {enrolment.created} fit; {section.mode}, false alarms at {enrolment.alpha:.1%}"
+            f" of images. Fingerprint {scorer.fingerprint[:16]}."
+        )
+        yield Check(name, "ok", message)
 
 
 def _waiting(config: Config) -> Iterator[Check]:

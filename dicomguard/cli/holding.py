@@ -26,11 +26,12 @@ Item = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the tree."""
-    quarantine = typer.Typer(no_args_is_help=True, help="Studies that are held: look, release, reject, purge.")
+    quarantine = typer.Typer(no_args_is_help=True, help="Studies that are held: look, release, reject, mark, purge.")
     quarantine.command("list")(quarantine_list)
     quarantine.command("show")(quarantine_show)
     quarantine.command("release")(quarantine_release)
     quarantine.command("reject")(quarantine_reject)
+    quarantine.command("mark-false")(quarantine_mark_false)
     quarantine.command("purge")(quarantine_purge)
     app.add_typer(quarantine, name="quarantine")
 
@@ -122,11 +123,14 @@ def quarantine_release(
     actor: Actor,
     reason: Why,
     all_versions: AllVersions = False,
+    false_hold: Annotated[
+        bool, typer.Option("--false-hold", help="And record that it should never have been held: it is clean.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Send a held study to its destinations. Holds for this version only: late images are screened anew."""
     with _quarantine(config) as quarantine:
-        ruled = quarantine.release(item, actor=actor, reason=reason, all_versions=all_versions)
+        ruled = quarantine.release(item, actor=actor, reason=reason, all_versions=all_versions, false_hold=false_hold)
         _print_ruled(ruled, "released", as_json=as_json)
 
 
@@ -142,6 +146,14 @@ def quarantine_reject(
     with _quarantine(config) as quarantine:
         ruled = quarantine.reject(item, actor=actor, reason=reason, all_versions=all_versions)
         _print_ruled(ruled, "rejected", as_json=as_json)
+
+
+def quarantine_mark_false(
+    item: Item, config: ConfigOption, actor: Actor, reason: Why, as_json: JsonOption = False
+) -> None:
+    """Record that a released study should never have been held. Counts against its bundle's false-hold budget."""
+    with _quarantine(config) as quarantine:
+        _print_ruled(quarantine.mark_false(item, actor=actor, reason=reason), "marked a false hold", as_json=as_json)
 
 
 def quarantine_purge(item: Item, config: ConfigOption, actor: Actor, reason: Why, as_json: JsonOption = False) -> None:

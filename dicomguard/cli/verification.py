@@ -141,7 +141,7 @@ def _bundles(config: Config) -> Iterator[Finding]:
 
     for section in config.bundles:
         try:
-            scorer = Scorer.load(section.path, device=config.device)
+            scorer = Scorer.load(section.path, section.enrolment, device=config.device)
         except BundleError as error:
             yield {"what": "bundle", "path": str(section.path), "message": str(error)}
             continue

@@ -169,6 +169,8 @@ class BundleSection(_Section):
         Annotated[tuple[str, ...], BeforeValidator(_one_or_more), AfterValidator(_some)],
     ] = Field(default_factory=dict)
     mode: Literal["enforce", "shadow"] = "enforce"
+    # Folder that 'dicomguard enrol --out' wrote; by default the bundle's own, path/enrolment.
+    enrolment: Path | None = None
     # Optional pin: the node refuses to start when the bundle's fingerprint is another one.
     fingerprint: str | None = None
 
@@ -181,6 +183,8 @@ class PolicySection(_Section):
     inconclusive: Action = "quarantine"  # the model itself is unsure of its answer
     failed: Action = "quarantine"  # could not be decoded or scored
     overdue: Action = "quarantine"  # waited longer than study.deadline_s
+    # 'require': what the guard does not certify is held, clean or not. What that costs stands in the enrolment.
+    certificate: Literal["record", "require"] = "record"
 
 
 class DestinationSection(_Section):
@@ -207,6 +211,25 @@ class DeliverySection(_Section):
                 f"retry_first_s ({self.retry_first_s:g}) must not be longer than retry_max_s ({self.retry_max_s:g})"
             )
         return self
+
+
+class DriftSection(_Section):
+    """When p-values count as no longer like those of the enrolment's clean images."""
+
+    # Studies of one sender (or of all) that are looked at together; five windows together show smaller changes. Fewer
+    # are sooner complete and see less.
+    window_studies: Annotated[int, Field(ge=50, le=5000)] = 200
+    # Chance of a false event at a window, over all tests. A stream of 50,000 studies a year has 250 windows: so at most
+    # one false event in forty years of such a stream.
+    level: Annotated[float, Field(ge=1e-9, le=0.05)] = 1e-4
+
+
+class FalseHoldBudgetSection(_Section):
+    """How many holds that a person marked false are bearable, for each bundle. Over it, an alarm; nothing else."""
+
+    # About three a day: more, and people stop looking at what is held.
+    holds: Annotated[int, Field(ge=0)] = 20
+    days: Annotated[float, Field(gt=0, le=366)] = 7.0
 
 
 class LimitsSection(_Section):
@@ -257,6 +280,8 @@ class Config(_Section):
     destinations: tuple[DestinationSection, ...] = ()
     delivery: DeliverySection = DeliverySection()
     limits: LimitsSection = LimitsSection()
+    drift: DriftSection = DriftSection()
+    false_hold_budget: FalseHoldBudgetSection = FalseHoldBudgetSection()
     # Where the protected models run. Everything works on a CPU.
     device: Annotated[str, AfterValidator(_device)] = "cpu"
     # "hashed": a keyed hash of the Patient ID. "plain": the ID itself. The patient's name is never stored.

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dicomguard.enrol import statement
 from dicomguard.lab.figures import worded
 from dicomguard.lab.recipes import Recipe
-from dicomguard.scoring.calibration import Calibration
+from dicomguard.scoring.enrolment import Enrolment
 
 
-def text(recipe: Recipe, folder: Path, calibration: Calibration, reports: Sequence[dict[str, Any]]) -> str:
-    """Markdown for docs/README.md of the bundle."""
+def text(recipe: Recipe, folder: Path, enrolment: Enrolment, result: dict[str, Any]) -> str:
+    """Markdown for docs/README.md of the bundle; `result` as scripts/bench score writes it."""
     training = _training(folder / "docs" / "training.json")
     lines = [
         f"# {recipe.name}",
@@ -35,25 +35,17 @@ def text(recipe: Recipe, folder: Path, calibration: Calibration, reports: Sequen
             f"flip, of {training.get('attacked', 0)} attacked)."
         ),
         "",
-        "## Calibration",
-        "",
-        (
-            f"Alpha {calibration.alpha:g} on the {calibration.source}; {calibration.images[0]} set the references, "
-            f"{calibration.images[1]} the threshold {calibration.threshold:.4f}. Margin floor "
-            f"{calibration.margin_floor:.4f}. Paper theta (2 std of {calibration.paper_images} correctly classified "
-            f"images): {', '.join(f'{theta:.4f}' for theta in calibration.paper_theta)} at 1 to 5 % noise."
-        ),
-        "",
         "## Test, measured on files",
         "",
         (
-            f"`scripts/bench bundle {recipe.name}`. Flagged = would be quarantined (over the threshold, or low "
-            "margin). Early-stopped BIM on correctly classified test images, at native resolution, rounded to stored "
-            "bits; only files that still flip count."
+            f"`{result['command']}`, with the enrolment that is shipped. Flagged = would be quarantined. Attacks on "
+            "correctly classified test images, at native resolution, rounded to stored bits; only files whose answer "
+            "still differs count. More rules and certificates: docs/promises.md."
         ),
     ]
-    for report in reports:
+    for report in result["reports"]:
         lines += ["", f"### {report['bits']} stored bits", "", *_table(report)]
+    lines += ["", statement.page(enrolment).replace("\n## ", "\n### ").replace("# What", "## What", 1)]
     lines += [
         "",
         "## Limits",
@@ -62,7 +54,7 @@ def text(recipe: Recipe, folder: Path, calibration: Calibration, reports: Sequen
             "- The check is statistical. It is not a proof, and an attacker who knows it and optimises through it "
             "(expectation over the noise) can pass; no such attack is part of these figures."
         ),
-        "- Attacks of a larger, fixed strength, other attack families and other scanners were not measured here.",
+        "- Other attack families, adaptive attacks and other scanners were not measured here.",
         "- Test images come from the same source as the calibration ones. On another source expect lower accuracy",
         "  and more alarms: calibrate on the site.",
         (
@@ -76,33 +68,30 @@ def text(recipe: Recipe, folder: Path, calibration: Calibration, reports: Sequen
 
 
 def _table(report: dict[str, Any]) -> list[str]:
-    band = report["clean_band"]
-    paper = report["paper"][report["paper_level"]]
+    shipped, paper = report["rows"][:2]
+    band = shipped["band"]
+    inside = f"{band['low']} to {band['high']} of {shipped['clean']['count']}: {_inside(band)}"
     rows = [
-        ("accuracy on clean test files", worded(report["accuracy"])),
-        ("attacked files that flip and are flagged (TPR)", worded(report["attacked_flagged"])),
-        ("... over the threshold, without the margin rule", worded(report["attacked_over_threshold"])),
-        ("clean files flagged (FPR)", worded(report["clean_flagged"])),
-        (
-            "95 % beta-binomial band for that count",
-            f"{band['low']} to {band['high']} of {band['count']}: {'inside' if band['inside'] else '**outside**'}",
+        ("accuracy on clean test files", worded(report["accuracy"]), ""),
+        ("clean files flagged (FPR)", worded(shipped["clean"]), worded(paper["clean"])),
+        ("95 % beta-binomial band for that count", inside, ""),
+        ("clean and answered rightly, flagged", *_both(shipped, paper, "clean_answered_rightly")),
+        ("clean and answered wrongly, flagged", *_both(shipped, paper, "clean_answered_wrongly")),
+        *(
+            (f"{name}, flagged (TPR)", worded(found), worded(paper["attacks"][name]))
+            for name, found in shipped["attacks"].items()
         ),
-        ("clean and correctly classified, flagged", worded(report["clean_flagged_correct"])),
-        ("clean and misclassified, flagged", worded(report["clean_flagged_misclassified"])),
-        ("clean, least confident fifth, flagged", worded(report["clean_flagged_least_confident_fifth"])),
-        (f"paper theta at {report['paper_level'] + 1} % noise, TPR", worded(paper["attacked"])),
-        ("... FPR on correctly classified", worded(paper["clean_correct"])),
-        ("attacked images", str(report["attacked"])),
-        ("flipped before rounding", worded(report["flipped"])),
-        ("still flipped as files, of those", worded(report["survived_rounding"])),
-        ("undetected successes of all attacked", worded(report["undetected_success"])),
-        ("AUROC of the score; of low confidence alone", _pair(report["auroc"], report["auroc_low_confidence_alone"])),
     ]
-    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    lines = [f"| {name} | {ours} | {theirs} |" for name, ours, theirs in rows]
+    return [f"| | as shipped, alpha {shipped['alpha']:g} | {paper['rule']} |", "|---|---|---|", *lines]
 
 
-def _pair(first: float | None, second: float | None) -> str:
-    return "none to count" if first is None or second is None else f"{first:.4f}; {second:.4f}"
+def _both(shipped: dict[str, Any], paper: dict[str, Any], name: str) -> tuple[str, str]:
+    return worded(shipped[name]), worded(paper[name])
+
+
+def _inside(band: dict[str, Any]) -> str:
+    return "inside" if band["inside"] else "**outside**"
 
 
 def _training(path: Path) -> dict[str, Any]:

@@ -1,15 +1,16 @@
-"""Noise curves of many images, one line of JSON each, so that a long measurement goes on where it was interrupted."""
+"""What was seen of many images, one line of JSON each, so that a long measurement goes on where it was interrupted."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dicomguard.scoring.consistency import NoiseCurve
+from dicomguard.scoring.calibration import Evidence
+from dicomguard.scoring.consistency import Draw, Observation
 
 
 class Journal:
@@ -21,7 +22,11 @@ class Journal:
         self._rows: dict[str, dict[str, Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            for line in path.read_text().splitlines():
+            text = path.read_text()
+            if text and not text.endswith("\n"):
+                with path.open("a") as file:  # the next row must not be lost with the one that was cut off
+                    file.write("\n")
+            for line in text.splitlines():
                 row = _parsed(line)
                 if row is not None and row.get("fingerprint") == fingerprint:
                     self._rows[row["key"]] = row
@@ -50,38 +55,20 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and "key" in row else None
 
 
-def to_row(curve: NoiseCurve) -> dict[str, Any]:
-    """A curve as JSON-ready values."""
+def to_row(evidence: Evidence) -> dict[str, Any]:
+    """Evidence as JSON-ready values, log-odds to five decimals."""
     return {
-        "logit": curve.logit,
-        "probability": curve.probability,
-        "margin": curve.margin,
-        "probability_drops": list(map(float, curve.probability_drops)),
-        "logit_drops": list(map(float, curve.logit_drops)),
-        "noisy_margins": list(map(float, curve.noisy_margins)),
+        "clean": np.round(evidence.seen.clean, 5).tolist(),
+        "noisy": np.round(evidence.seen.noisy, 5).tolist(),
+        "distances": None if evidence.distances is None else np.round(evidence.distances, 4).tolist(),
+        "guard_share": evidence.guard_share,
     }
 
 
-def to_curve(row: dict[str, Any]) -> NoiseCurve:
-    """The inverse of `to_row`; further keys of the row are ignored."""
-    return NoiseCurve(
-        logit=row["logit"],
-        probability=row["probability"],
-        margin=row["margin"],
-        probability_drops=np.array(row["probability_drops"]),
-        logit_drops=np.array(row["logit_drops"]),
-        noisy_margins=np.array(row["noisy_margins"]),
+def to_evidence(row: dict[str, Any], draws: Sequence[Draw]) -> Evidence:
+    """The inverse of `to_row`, for the draws that were made; further keys of the row are ignored."""
+    return Evidence(
+        Observation(np.array(row["clean"]), np.array(row["noisy"]), tuple(draws)),
+        None if row["distances"] is None else np.array(row["distances"]),
+        row["guard_share"],
     )
-
-
-def measured(
-    keys: Iterable[str], journal: Journal, measure: Callable[[str], NoiseCurve], advance: Callable[[], None]
-) -> list[NoiseCurve]:
-    """The curve of every key, from the journal or from `measure`."""
-    curves = []
-    for key in keys:
-        if key not in journal:
-            journal.put(key, to_row(measure(key)))
-        curves.append(to_curve(journal[key]))
-        advance()
-    return curves

@@ -53,10 +53,9 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one bundle is made. `bits`: stored bits that the benchmark attacks at; `alpha`: the false-alarm rate.
+    """How one bundle is made. `bits`: stored bits that are attacked; `alpha`, `eps`: what it is enrolled with.
 
-    `unit`: what a group is, in the plural; `splits` and `limits`: what the card says on how the data were divided, and
-    on what the figures cannot show.
+    `splits` and `limits`: what the card says on how the data were divided, and on what the figures cannot show.
     """
 
     name: str
@@ -69,12 +68,11 @@ class Recipe:
     description: str
     data_source: str
     intended_use: str
-    unit: str
     splits: str
     limits: tuple[str, ...] = ()
     checked: int = field(default=110)
     attacked: int = field(default=40)
-    calibrated: int = field(default=400)
+    eps: float = field(default=0.004)
 
 
 def _radiographs(data: Path, split: Split) -> list[Case]:
@@ -160,7 +158,6 @@ RECIPES = {
         data_source="Kermany, Zhang, Goldbaum: Labeled Optical Coherence Tomography and Chest X-Ray Images, Mendeley "
         "Data rscbjbr9sj (doi 10.17632/rscbjbr9sj), Cell 2018;172:1122; CC BY 4.0. Official training split only.",
         intended_use="Showing and testing the node on real radiographs. Not a medical device; not for diagnosis.",
-        unit="patients",
         splits="by patient: train 50 %, validation 8 %, calibration 20 %, test 22 % of them, and every patient whose "
         "radiograph is at hand in full size in test. Validation, calibration and test take one image for each patient.",
         limits=("The official test split is known to differ from the training split: accuracy drops by ten points.",),
@@ -177,7 +174,6 @@ RECIPES = {
         data_source="Kaggle 'Brain Tumor MRI Dataset' (Figshare: Cheng 2017, doi 10.6084/m9.figshare.1512427; SARTAJ; "
         "Br35H); CC BY 4.0 / CC0. Official training folder only.",
         intended_use="Showing and testing the node on real MRI slices. Not a medical device; not for diagnosis.",
-        unit="groups of near-duplicates",
         splits="by group of near-duplicates, since the source names no patients: its 5312 files show 1894 different "
         "slices, of which 251 without tumour, the others are mirrored, sharpened or otherwise changed copies. Train "
         "50 %, validation 8 %, calibration 20 %, test 22 % of the groups. Validation, calibration and test take one "
@@ -204,7 +200,6 @@ RECIPES = {
         description="EfficientNet-Lite0, ImageNet weights, last layers fine-tuned under a little noise.",
         data_source="Synthetic phantoms of dicomguard.phantom, drawn by seed. No patient data.",
         intended_use="Demonstration, canaries and tests of the node. Says nothing about patients.",
-        unit="phantoms",
         splits="by seed; no phantom of the demonstration or of the tests is among them.",
     ),
 }

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,26 +22,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.progress import Progress, TaskID
 
-from dicomguard.attacks.bim import early_stopped_bim
+from dicomguard.attacks.ladder import early_stopped_bim
+from dicomguard.attacks.margins import from_log_odds
+from dicomguard.enrol import statement
+from dicomguard.enrol.cleanset import Clean, Gathered, Part, is_reference
+from dicomguard.enrol.enrolling import Wishes, enrol
+from dicomguard.enrol.selftest import auroc
 from dicomguard.errors import BundleError, DicomguardError
 from dicomguard.lab import finetune
 from dicomguard.lab.datasets import Split
-from dicomguard.lab.figures import auroc
-from dicomguard.lab.measure import Journal, measured
+from dicomguard.lab.measure import Journal, to_evidence, to_row
 from dicomguard.lab.pictures import prepared
 from dicomguard.lab.recipes import RECIPES, Case, Recipe, truths
+from dicomguard.lab.stored import read
 from dicomguard.scoring import bundle, calibration, memory, noise
-from dicomguard.scoring.bundle import Constructor, Inference, Input, Noise
-from dicomguard.scoring.calibration import Calibration
-from dicomguard.scoring.consistency import NoiseCurve
+from dicomguard.scoring.bundle import Bundle, Constructor, Inference, Input, Noise
+from dicomguard.scoring.calibration import Calibration, Evidence
+from dicomguard.scoring.consistency import curve
+from dicomguard.scoring.enrolment import FOLDER, MINIMUM_AUROC, Enrolment
 from dicomguard.scoring.networks import EfficientNetLite0
-from dicomguard.scoring.scorer import Scorer
+from dicomguard.scoring.scorer import Batch, Scorer
 
-MINIMUM_AUROC = 0.9
 SIZE = 224
-_CALIBRATION_KEY = b"calibration"  # not a secret: it only makes the draws reproducible
+_KEY = b"training"  # not a secret: it only makes the draws reproducible
 
 
 def inference() -> Inference:
@@ -147,16 +154,20 @@ class Training:
         bundle.write(folder, state=candidate.state, metadata=metadata, inference=inference(), card="")
         return Scorer.load(folder)
 
-    def curves(self, scorer: Scorer, cases: list[Case], pictures: NDArray[np.float32], stage: str) -> list[NoiseCurve]:
-        """The noise curve of each case, resumable."""
+    def evidence(
+        self, scorer: Scorer, keys: Sequence[str], pictures: NDArray[np.float32], stage: str
+    ) -> list[Evidence]:
+        """What the whole ladder shows of each picture, resumable."""
         journal = Journal(self.run / f"{stage}.jsonl", scorer.fingerprint)
-        rows = {case.key: row for case, row in zip(cases, pictures, strict=True)}
-
-        def measure(key: str) -> NoiseCurve:
-            seed = noise.seed(_CALIBRATION_KEY, key, 0, "", scorer.fingerprint, stage)
-            return scorer.curves(torch.from_numpy(rows[key])[None, None], [seed])[0]
-
-        return measured(rows, journal, measure, lambda: self.advance(stage, 1 / len(rows)))
+        found = []
+        for key, picture in zip(keys, pictures, strict=True):
+            if key not in journal:
+                seeds = noise.seeds(_KEY, key, 0, stage, scorer.fingerprint)
+                (one,), _ = scorer.look(Batch(torch.from_numpy(picture)[None, None]), [seeds], scorer.noise.ladder())
+                journal.put(key, to_row(one))
+            found.append(to_evidence(journal[key], scorer.noise.ladder()))
+            self.advance(stage, 1 / len(keys))
+        return found
 
     def check(self, candidate: Candidate) -> dict[str, Any]:
         """What the noise check reaches on validation: clean against early-stopped BIM, rounded to stored bits."""
@@ -165,20 +176,17 @@ class Training:
         cases, pictures = cases[: self.recipe.checked], pictures[: self.recipe.checked]
         truth = truths(cases)
         stage = f"check of epoch {candidate.epoch + 1}"
-        clean = self.curves(scorer, cases, pictures, stage)
-        correct = np.array([(c.logit >= 0) == bool(t) for c, t in zip(clean, truth, strict=True)])
+        clean = self.evidence(scorer, [case.key for case in cases], pictures, stage)
+        correct = np.array([e.seen.answer == (int(t),) for e, t in zip(clean, truth, strict=True)])
         attacked, kept = self._attack(scorer, pictures[correct][: self.recipe.attacked], truth[correct])
-        hit = self.curves(scorer, [Case(f"bim-{i}", 0, "", _no_file) for i in kept], attacked, f"{stage}, attacked")
+        hit = self.evidence(scorer, [f"bim-{i}" for i in kept], attacked, f"{stage}, attacked")
+        third = len(clean) // 3
+        ladder = scorer.noise.ladder()
         reference = calibration.fit(
-            clean, [case.group for case in cases], fingerprint="", source="", is_correct=list(correct)
+            clean[:third], clean[third:], alpha=0.05, plan=[ladder], used=calibration.NOISE_COMPONENTS
         )
-        correct_clean = [curve for curve, right in zip(clean, correct, strict=True) if right]
-        levels = range(len(scorer.noise.levels))
-        drops = [
-            (np.array([c.probability_drops[k] for c in correct_clean]), np.array([c.probability_drops[k] for c in hit]))
-            for k in levels
-        ]
-        youden = [float((a > 2 * c.std(ddof=1)).mean() - (c > 2 * c.std(ddof=1)).mean()) for c, a in drops]
+        correct_clean = [one for one, right in zip(clean, correct, strict=True) if right]
+        drops = [(_drops(correct_clean, level), _drops(hit, level)) for level in range(len(scorer.noise.levels))]
         return {
             "epoch": candidate.epoch + 1,
             "balanced_accuracy": candidate.accuracy,
@@ -186,8 +194,7 @@ class Training:
             "flipped": len(hit),
             "auroc": _auroc(reference, correct_clean, hit),
             "auroc_all_clean": _auroc(reference, clean, hit),
-            "paper_auroc": [auroc(c, a) for c, a in drops],
-            "paper_level": int(np.argmax(youden)),
+            "paper_auroc": [auroc(c, a) for c, a in drops] if hit else [],
         }
 
     def _attack(
@@ -198,32 +205,35 @@ class Training:
         rounded, kept = [], []
         for start in range(0, len(pictures), 8):
             batch = torch.from_numpy(pictures[start : start + 8])[:, None]
-            pixels = (early_stopped_bim(scorer.logits, batch).pixels * top).round() / top
-            with torch.inference_mode():
-                answers = scorer.logits(pixels) >= 0
+            margins = from_log_odds(scorer.log_odds, batch)
+            pixels = (early_stopped_bim(margins, batch).pixels * top).round() / top
+            answers = scorer.answer(pixels).log_odds.argmax(-1)[:, 0]
             for offset, answer in enumerate(answers.tolist()):
-                if answer != bool(truth[start + offset]):
+                if answer != truth[start + offset]:
                     kept.append(start + offset)
                     rounded.append(pixels[offset, 0].numpy())
             self.advance("attack", len(batch) / len(pictures))
         return np.stack(rounded) if rounded else np.empty((0, SIZE, SIZE), np.float32), kept
 
-    def calibrate(self, scorer: Scorer, folder: Path, level: int) -> Calibration:
-        """Fit on the calibration split and write it into the bundle."""
-        cases, pictures = self.arrays(Split.CALIBRATION)
-        cases, pictures = cases[: self.recipe.calibrated], pictures[: self.recipe.calibrated]
-        curves = self.curves(scorer, cases, pictures, "calibration")
-        fitted = calibration.fit(
-            curves,
-            [case.group for case in cases],
-            fingerprint=scorer.fingerprint,
-            source=f"calibration split of {self.recipe.name}: {len(cases)} images of as many {self.recipe.unit}",
-            alpha=self.recipe.alpha,
-            is_correct=[(c.logit >= 0) == bool(t) for c, t in zip(curves, truths(cases), strict=True)],
-            paper_level=level,
-        )
-        bundle.write_calibration(folder, fitted)
-        return fitted
+    def enrol(self, folder: Path) -> Enrolment:
+        """Enrol on the splits that the classifier was not fitted on; the guard learns from those that it was."""
+        scorer = Scorer(Bundle(folder))
+        gathered = Gathered(scorer, None)
+        cases = {split: self.recipe.cases(self.data, split) for split in Split if split is not Split.TEST}
+        total = sum(map(len, cases.values()))
+        for split, members in cases.items():
+            for case in members:
+                part = _PARTS.get(split) or (Part.REFERENCE if is_reference(case.group) else Part.HELD_BACK)
+                image, digest = read(case.make(self.recipe.bits[-1]))
+                gathered.add(Clean(image, case.group, case.key, digest, (case.truth,), part))
+                self.advance("read clean images", 1 / total)
+        source = f"{self.recipe.name}: splits of scripts/train, {self.recipe.bits[-1]} stored bits"
+        wishes = Wishes(alpha=self.recipe.alpha, eps=self.recipe.eps)
+        return enrol(scorer, gathered, source, wishes, folder / FOLDER, self.advance)
+
+
+# What the classifier was fitted on may teach the guard, which only imitates it; thresholds need unseen images.
+_PARTS = {Split.TRAIN: Part.DISTILLED, Split.VALIDATION: Part.VALIDATION}
 
 
 def balanced_accuracy(network: EfficientNetLite0, pictures: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
@@ -237,12 +247,13 @@ def balanced_accuracy(network: EfficientNetLite0, pictures: NDArray[np.float32],
     return float(np.mean([right[truth == label].mean() for label in (0, 1)]))
 
 
-def _auroc(reference: Calibration, clean: list[NoiseCurve], attacked: list[NoiseCurve]) -> float:
-    return auroc([reference.statistic_of(c) for c in clean], [reference.statistic_of(c) for c in attacked])
+def _auroc(reference: Calibration, clean: list[Evidence], attacked: list[Evidence]) -> float:
+    found = auroc([reference.statistic_of(e)[0] for e in clean], [reference.statistic_of(e)[0] for e in attacked])
+    return 0.0 if found is None else found
 
 
-def _no_file(_bits: int) -> Any:
-    raise DicomguardError("a prepared picture has no file.")
+def _drops(evidence: Sequence[Evidence], level: int) -> list[float]:
+    return [float(curve(e.seen).probability_drops[:, level].max()) for e in evidence]
 
 
 def train(recipe: Recipe, data: Path, out: Path, work: Path, console: Console) -> dict[str, Any]:
@@ -271,13 +282,20 @@ def train(recipe: Recipe, data: Path, out: Path, work: Path, console: Console) -
                 f"the noise check reaches AUROC {found['auroc']:.3f} on this network, {MINIMUM_AUROC} are needed.",
                 advice="Fine-tune more layers, or train with more or less noise; no bundle was written.",
             )
-        scorer = run.write(chosen, out)
-        fitted = run.calibrate(scorer, out, found["paper_level"])
+        run.write(chosen, out)
+        enrolled = run.enrol(out)
     (out / "docs" / "training.json").write_text(
         json.dumps({**found, "settings": asdict(recipe.settings)}, indent=2) + "\n"
     )
-    console.print(f"threshold {fitted.threshold:.4f} at alpha {fitted.alpha:g}, margin floor {fitted.margin_floor:.4f}")
+    console.print(Markdown(statement.page(enrolled)))
     return found
+
+
+def enrol_only(recipe: Recipe, data: Path, out: Path, work: Path, console: Console) -> None:
+    """Enrol the bundle at `out` anew, its weights as they are."""
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        enrolled = Training(recipe, data, work, progress).enrol(out)
+    console.print(Markdown(statement.page(enrolled)))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -287,15 +305,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("DICOMGUARD_TEST_DATA", "../shared/data")))
     parser.add_argument("--out", type=Path, help="bundle folder to write (default config/bundles/NAME)")
     parser.add_argument("--work", type=Path, default=Path("build/train"), help="where intermediate results are kept")
+    parser.add_argument("--enrol-only", action="store_true", help="keep the weights that are there, enrol them anew")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     memory.keep_buffers()
     console = Console()
+    run = enrol_only if given.enrol_only else train
     try:
-        train(
-            RECIPES[given.recipe], given.data, given.out or Path("config/bundles") / given.recipe, given.work, console
-        )
+        run(RECIPES[given.recipe], given.data, given.out or Path("config/bundles") / given.recipe, given.work, console)
     except DicomguardError as error:
         console.print(f"[red]{error}")
         return 1

@@ -3,7 +3,18 @@
 The ledger says *why*; the spool's folders say *where*. It stores no patient name, and nothing here moves a file.
 """
 
+from dicomguard.ledger.draws import Draw
 from dicomguard.ledger.ledger import Ledger
-from dicomguard.ledger.records import Delivery, DeliveryState, Event, Problem, Review, RuledAction
+from dicomguard.ledger.records import FALSE_HOLD_EVENT, Delivery, DeliveryState, Event, Problem, Review, RuledAction
 
-__all__ = ["Delivery", "DeliveryState", "Event", "Ledger", "Problem", "Review", "RuledAction"]
+__all__ = [
+    "FALSE_HOLD_EVENT",
+    "Delivery",
+    "DeliveryState",
+    "Draw",
+    "Event",
+    "Ledger",
+    "Problem",
+    "Review",
+    "RuledAction",
+]

@@ -34,6 +34,11 @@ class ChainKey:
 
     def mac(self, table: str, row: Row, instances: Sequence[Row] = ()) -> str:
         """The MAC of one row as 64 hexadecimal digits."""
+        content = self.covered(table, row, instances)
+        return hmac.digest(self._row_key, tables.to_text(content).encode(), "sha256").hex()
+
+    def covered(self, table: str, row: Row, instances: Sequence[Row] = ()) -> dict[str, Any]:
+        """What the MAC of one row is taken over, as canonical JSON."""
         content: dict[str, Any] = {
             "ledger": self.ledger_id,
             "table": table,
@@ -44,7 +49,7 @@ class ChainKey:
                 {name: value for name, value in i.items() if name not in _UNCOVERED_IN_INSTANCE and value is not None}
                 for i in instances
             ]
-        return hmac.digest(self._row_key, tables.to_text(content).encode(), "sha256").hex()
+        return content
 
 
 def subkey(chain_key: bytes, purpose: str) -> bytes:

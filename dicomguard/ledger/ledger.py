@@ -12,7 +12,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, get_args
@@ -23,9 +24,10 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from dicomguard.association import AssociationEvent
 from dicomguard.decision import REFUSED, Decision, Disposition, Reason
 from dicomguard.errors import LedgerError, NotFoundError, ReviewError
-from dicomguard.ledger import rows, store, tables
+from dicomguard.ledger import excerpt, rows, store, tables
 from dicomguard.ledger import verify as verification
 from dicomguard.ledger.chain import ChainKey, Extension, key_check, subkey
+from dicomguard.ledger.draws import Draw, drawn_from
 from dicomguard.ledger.heads import Heads
 from dicomguard.ledger.records import (
     ALARMS,
@@ -107,7 +109,8 @@ class Ledger:
 
         A claim is recorded once: decisions of a claim that has any already are not recorded again, and what was
         decided first is returned instead. So a crash after this call never leads to a second, different decision.
-        What a decision forwards is recorded as queued for its destinations in the same transaction.
+        What a decision forwards is recorded as queued for its destinations in the same transaction, and so is what is
+        drawn from it for the drift watch: once for a study and a bundle, however many versions the study has.
         """
         claims = list(dict.fromkeys(decision.claim_id for decision in decisions))
         with self._writing() as (connection, chain):
@@ -120,6 +123,7 @@ class Ledger:
                         chain.append(tables.decisions, row, instances)
                         if decision.disposition is Disposition.FORWARD:
                             _queue(chain, decision, decision.destinations)
+                        _add_draws(connection, chain, decision)
         return [recorded for claim in claims for recorded in self.decisions_of_claim(claim)]
 
     def decisions_of_claim(self, claim_id: str) -> list[Decision]:
@@ -160,6 +164,15 @@ class Ledger:
                 return
             conditions.append(tables.decisions.c.id >= ids[-1])
         yield from self._decisions(*conditions)
+
+    def decision_ids(self, since: datetime | None = None, limit: int | None = None) -> list[str]:
+        """Ids of decisions made at `since` (aware) or later, oldest first; with `limit` the newest so many of them."""
+        table = tables.decisions
+        query = sa.select(table.c.decision_id).order_by(table.c.id.desc()).limit(limit)
+        if since is not None:
+            query = query.where(table.c.decided_at >= tables.to_stamp(since))
+        with self._reading() as connection:
+            return [*connection.scalars(query)][::-1]
 
     def next_version(self, study_uid: str) -> int:
         """The version that the study's next decision carries, from 1."""
@@ -334,14 +347,44 @@ class Ledger:
         """
         with self._writing() as (_, chain):
             chain.append(tables.events, _event_row(kind, subject_uid, detail))
-        if kind in ALARMS:
-            about = f" for {subject_uid}" if subject_uid else ""
-            _log.error("Alarm %s%s: %s", kind, about, tables.to_text(dict(detail))[:_LOGGED_CHARACTERS])
+        _log_alarm(kind, subject_uid, detail)
+
+    def record_turn(
+        self,
+        kind: str,
+        subject_uid: str,
+        detail: Mapping[str, Any],
+        *,
+        kinds: Collection[str],
+        is_news: Callable[[Event | None], bool],
+    ) -> bool:
+        """Record an event about a subject whose state turned, if that is still news. Returns whether it was.
+
+        `kinds` are the events that tell of this state. `is_news` is asked about the last of them, None where there is
+        none, under the write lock: of several processes that see the same turn, one records it.
+        """
+        with self._writing() as (connection, chain):
+            if not is_news(_last_event(connection, kinds, subject_uid)):
+                return False
+            chain.append(tables.events, _event_row(kind, subject_uid, detail))
+        _log_alarm(kind, subject_uid, detail)
+        return True
+
+    def last_event(self, kinds: Collection[str], subject_uid: str) -> Event | None:
+        """The newest event of these kinds about a subject, None where there is none."""
+        with self._reading() as connection:
+            return _last_event(connection, kinds, subject_uid)
 
     def events(self, kind: str | None = None, limit: int | None = None) -> list[Event]:
         """Events, oldest first; with `limit` the newest so many of them."""
         conditions = [] if kind is None else [tables.events.c.kind == kind]
         return [rows.to_event(row) for row in self._rows(tables.events, *conditions, limit=limit)]
+
+    # Draws -----------------------------------------------------------------------------------------------------------
+
+    def draws(self, after: int = 0) -> list[Draw]:
+        """P-values drawn for the drift watch with numbers over `after`, in the order of recording."""
+        return [rows.to_draw(row) for row in self._rows(tables.draws, tables.draws.c.id > after)]
 
     # Trust -----------------------------------------------------------------------------------------------------------
 
@@ -353,6 +396,12 @@ class Ledger:
             time.sleep(_FIRST_HEAD_S)
             found = self._verify_once()
         return found
+
+    def excerpt(self, decision_id: str) -> dict[str, Any]:
+        """Everything recorded about one decision, row by row as its MACs cover it, and the heads; see `excerpt`."""
+        tips = None if self._heads is None else verification.read_heads(self._heads)
+        with self._reading() as connection:
+            return excerpt.of_decision(connection, self._key, tips, decision_id)
 
     def _verify_once(self) -> list[Problem]:
         # The heads first: a row committed in between is then beyond its head, which is no break.
@@ -429,6 +478,28 @@ def _queue(chain: Extension, decision: Decision, destinations: Sequence[str]) ->
                 DeliveryState.QUEUED,
             )
             chain.append(tables.deliveries, rows.from_delivery(queued))
+
+
+def _add_draws(connection: Connection, chain: Extension, decision: Decision) -> None:
+    table = tables.draws
+    for draw in drawn_from(decision):
+        same = sa.and_(table.c.study_key == key_of(draw.study_instance_uid), table.c.bundle == draw.bundle)
+        if _first(connection, table.c.id, same) is None:
+            chain.append(table, rows.from_draw(draw))
+
+
+def _last_event(connection: Connection, kinds: Collection[str], subject_uid: str) -> Event | None:
+    table = tables.events
+    condition = (table.c.kind.in_(sorted(kinds)), table.c.subject_uid == subject_uid)
+    query = sa.select(table).where(*condition).order_by(table.c.id.desc()).limit(1)
+    found = connection.execute(query).mappings().first()
+    return None if found is None else rows.to_event(dict(found))
+
+
+def _log_alarm(kind: str, subject_uid: str, detail: Mapping[str, Any]) -> None:
+    if kind in ALARMS:
+        about = f" for {subject_uid}" if subject_uid else ""
+        _log.error("Alarm %s%s: %s", kind, about, tables.to_text(dict(detail))[:_LOGGED_CHARACTERS])
 
 
 def _event_row(kind: str, subject_uid: str, detail: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,12 +11,16 @@ from dicomguard.study import Uid, utc_now
 
 RuledAction = Literal["release", "reject"]
 
+# A person's word that a hold was false; what the false-hold budget counts.
+FALSE_HOLD_EVENT: Final = "false_hold"
+
 # Kinds of events that somebody must hear of: logged as errors when they are recorded, marked where events are shown.
 ALARMS: Final = frozenset(
     {
         *("uid_conflict", "doubt_after_forward", "overdue", "screening_failed", "stranger_in_spool"),
         *("unknown_outbound", "altered_in_spool", "damaged_in_spool", "delivery_dead"),
         *("destination_failing", "destination_overdue", "ledger_truncated"),
+        *("drift_moved", "drift_more_alarms", "false_hold_budget_spent"),
     }
 )
 

@@ -9,6 +9,7 @@ from typing import Any
 from dicomguard.association import AssociationEvent, AssociationKind
 from dicomguard.decision import Decision, Disposition, InstanceDecision, Reason, Verdict
 from dicomguard.ledger.chain import Row
+from dicomguard.ledger.draws import Draw
 from dicomguard.ledger.records import Delivery, DeliveryState, Event, Review
 from dicomguard.ledger.tables import from_stamp, to_stamp, to_text
 from dicomguard.study import Uid, key_of
@@ -200,3 +201,37 @@ def to_association(row: Row) -> AssociationEvent:
 def to_event(row: Row) -> Event:
     """The event of a row."""
     return Event(row["kind"], row["subject_uid"], json.loads(row["detail"]), from_stamp(row["at"]), row["writer"])
+
+
+def from_draw(draw: Draw) -> dict[str, Any]:
+    """A draw's row."""
+    return {
+        "decision_id": draw.decision_id,
+        "study_key": key_of(draw.study_instance_uid),
+        "study_instance_uid": draw.study_instance_uid,
+        "bundle": draw.bundle,
+        "enrolment": draw.enrolment,
+        "sender": draw.sender,
+        "patient_key": draw.patient_key,
+        "p_value": draw.p_value,
+        "images": draw.images,
+        "alpha": draw.alpha,
+        "at": to_stamp(draw.at),
+    }
+
+
+def to_draw(row: Row) -> Draw:
+    """The inverse of `from_draw`, with the row's own number."""
+    return Draw(
+        decision_id=row["decision_id"],
+        study_instance_uid=Uid(row["study_instance_uid"]),
+        bundle=row["bundle"],
+        enrolment=row["enrolment"],
+        sender=row["sender"],
+        patient_key=row["patient_key"],
+        p_value=row["p_value"],
+        images=row["images"],
+        alpha=row["alpha"],
+        at=from_stamp(row["at"]),
+        number=row["id"],
+    )

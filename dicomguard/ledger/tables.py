@@ -11,10 +11,22 @@ import re
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Column, Dialect, ForeignKey, Integer, MetaData, String, Table, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Dialect,
+    Double,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.types import TypeDecorator
 
-SCHEMA_VERSION: Final = "0001"
+SCHEMA_VERSION: Final = "0002"
 VERSION_TABLE: Final = "ledger_version"
 
 _UNSTORABLE = re.compile("[\\\\\x00\ud800-\udfff]")
@@ -190,6 +202,21 @@ events = _chained(
     Column("detail", Text, nullable=False),
 )
 
+draws = _chained(
+    "draws",
+    _short("decision_id"),
+    _short("study_key", index=True),
+    _text("study_instance_uid"),
+    _text("bundle"),
+    _short("enrolment"),
+    _text("sender"),
+    _text("patient_key", nullable=True),
+    Column("p_value", Double, nullable=False),
+    Column("images", Integer, nullable=False),
+    Column("alpha", Double, nullable=False),
+    _short("at"),
+)
+
 # One row: which ledger this is, and a check value that only its own chain key gives.
 identity = Table(
     "ledger_identity",
@@ -199,5 +226,5 @@ identity = Table(
     Column("created_at", String(64), nullable=False),
 )
 
-CHAINED: Final = (decisions, deliveries, reviews, associations, events)
+CHAINED: Final = (decisions, deliveries, reviews, associations, events, draws)
 APPEND_ONLY: Final = (*CHAINED, decision_instances, identity)

@@ -98,12 +98,13 @@ def _links(connection: Connection, key: ChainKey, writer: str, table: sa.Table) 
     query = sa.select(table).where(table.c.writer == writer).order_by(table.c.seq)
     for found in connection.execute(query.execution_options(yield_per=500)).mappings():
         row = dict(found)
-        instances = _instances(connection, row) if table is tables.decisions else []
+        instances = instance_rows(connection, row) if table is tables.decisions else []
         expected = key.mac(table.name, row, instances)
         yield _Link(row["seq"], table.name, row["id"], row["prev_mac"], row["mac"], expected)
 
 
-def _instances(connection: Connection, row: Row) -> list[Row]:
+def instance_rows(connection: Connection, row: Row) -> list[Row]:
+    """The rows of a decision's instances in their order, as its MAC covers them."""
     table = tables.decision_instances
     query = sa.select(table).where(table.c.decision_id == row["decision_id"]).order_by(table.c.position)
     return [dict(found) for found in connection.execute(query).mappings()]

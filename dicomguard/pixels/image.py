@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dicomguard.pixels.miniature import Miniature
+
 
 @dataclass(frozen=True, slots=True)
 class StoredMapping:
@@ -29,7 +31,8 @@ class Image:
     Modality LUT or rescale, VOI (first window or LUT; without one the full range of Bits Stored) and MONOCHROME1
     inversion have been applied (PS3.3 C.11.1, C.11.2, C.7.6.3.1.2; PS3.4 Annex N.2). Never scaled by the image's own
     minimum and maximum, which an attacker moves. `mapping` is None where the way back is not affine (LUTs, a step or
-    sigmoid VOI, palette and YBR colour). `voi` says in words what was applied.
+    sigmoid VOI, palette and YBR colour). `voi` says in words what was applied. `miniature` is for the certified guard;
+    None only in images made by hand.
     """
 
     pixels: NDArray[np.float32]
@@ -38,3 +41,4 @@ class Image:
     photometric_interpretation: str
     voi: str
     mapping: StoredMapping | None
+    miniature: Miniature | None = None

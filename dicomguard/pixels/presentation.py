@@ -19,10 +19,14 @@ from pydicom.pixels.processing import apply_color_lut
 from dicomguard.pixels.codecs import Colour, Samples
 from dicomguard.pixels.description import Description
 from dicomguard.pixels.image import Image, StoredMapping
+from dicomguard.pixels.miniature import Miniature, averaged
 from dicomguard.pixels.refusal import undecodable
 
 Float = NDArray[np.float32]
 Function = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
+
+# ITU-R BT.601, the luminance of PS3.3 C.7.6.3.1.2 (YBR_FULL).
+LUMINANCE: Final = np.array([0.299, 0.587, 0.114], np.float32)
 
 _FUNCTIONS: Final[dict[str, Function]] = {
     "": "LINEAR",
@@ -99,12 +103,31 @@ def present(
     """
     if described.photometric == "PALETTE COLOR":
         pixels, voi, mapping = _palette(samples[..., 0], header), "palette", None
+        miniature = _luminance(pixels)
     elif described.samples == 3:
         pixels, mapping = _colour(samples, colour, described)
         voi = "none"
+        miniature = _luminance(pixels)
     else:
         pixels, voi, mapping = _grey(samples[..., 0], described, applied)
-    return Image(np.ascontiguousarray(pixels), frame, described.bits_stored, described.photometric, voi, mapping)
+        miniature = _miniature(samples[..., 0], described, applied)
+    pixels = np.ascontiguousarray(pixels)
+    return Image(pixels, frame, described.bits_stored, described.photometric, voi, mapping, miniature)
+
+
+def _miniature(stored: Samples, described: Description, applied: Pipeline) -> Miniature:
+    """Rescaled, not windowed. A modality table has no fixed slope, so behind one the stored values are taken."""
+    slope, intercept = (1.0, 0.0) if applied.modality_table is not None else (applied.slope, applied.intercept)
+    low, high = sorted(value * slope + intercept for value in stored_range(described))
+    values = averaged(stored.astype(np.float32)) * np.float32(slope) + np.float32(intercept)
+    if described.photometric == "MONOCHROME1":
+        values = np.float32(low + high) - values
+    return Miniature(values, low, high)
+
+
+def _luminance(pixels: Float) -> Miniature:
+    weighted = np.tensordot(LUMINANCE, pixels, 1) if pixels.shape[0] == 3 else pixels[0]
+    return Miniature(averaged(weighted), 0.0, 1.0)
 
 
 def _grey(stored: Samples, described: Description, applied: Pipeline) -> tuple[Float, str, StoredMapping | None]:

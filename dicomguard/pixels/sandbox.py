@@ -28,6 +28,7 @@ from dicomguard.errors import DicomguardError
 from dicomguard.pixels.header import Header
 from dicomguard.pixels.image import Image, StoredMapping
 from dicomguard.pixels.limits import Limits
+from dicomguard.pixels.miniature import SIDE, Miniature
 
 _LINE_MAX_BYTES: Final = 1 << 20
 _START_S: Final = 60.0
@@ -173,6 +174,9 @@ class DecodeWorker:
             raise self._lied()
         pixels = np.empty(shape, dtype=np.float32)
         self._fill(pixels.data.cast("B"))
+        values = np.empty((SIDE, SIDE), dtype=np.float32)
+        self._fill(values.data.cast("B"))
+        low, high = (float(end) for end in head["range"])
         mapping = head["mapping"]
         return Image(
             pixels,
@@ -181,6 +185,7 @@ class DecodeWorker:
             str(head["photometric_interpretation"]),
             str(head["voi"]),
             None if mapping is None else StoredMapping(**mapping),
+            Miniature(values, low, high),
         )
 
     def _line(self) -> dict[str, Any]:

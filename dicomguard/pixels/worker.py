@@ -20,6 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+import numpy as np
+
 from dicomguard.decision import Fault, Reason
 from dicomguard.pixels import reader, source
 from dicomguard.pixels.limits import Limits
@@ -87,6 +89,8 @@ class Worker:
         samples = 0 if described is None else described.samples_per_frame
         self._grant(samples, 0)
         for image in reader.frames(opened, request["start"], request["count"], self._limits):
+            miniature = image.miniature
+            assert miniature is not None, "the reader makes one of every frame"
             head = {
                 "kind": "frame",
                 "shape": image.pixels.shape,
@@ -96,8 +100,9 @@ class Worker:
                 "voi": image.voi,
                 "mapping": None if image.mapping is None else asdict(image.mapping),
                 "bytes": image.pixels.nbytes,
+                "range": (miniature.low, miniature.high),
             }
-            self._reply(head, image.pixels.data.cast("B"))
+            self._reply(head, image.pixels.data.cast("B"), np.ascontiguousarray(miniature.values).data.cast("B"))
             self._grant(samples, 0)
         self._reply({"kind": "end"})
 
@@ -122,9 +127,9 @@ class Worker:
         if samples or size_bytes:
             self._reply({"kind": "wait", "cpu_s": cpu_s})
 
-    def _reply(self, head: dict[str, Any], body: memoryview | None = None) -> None:
+    def _reply(self, head: dict[str, Any], *bodies: memoryview) -> None:
         self._replies.write(json.dumps(head).encode("ascii") + b"\n")
-        if body is not None:
+        for body in bodies:
             self._replies.write(body)
         self._replies.flush()
 

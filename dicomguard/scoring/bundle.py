@@ -2,9 +2,9 @@
 
     configs/metadata.json      what the model is, its labels, its weights' SHA-256
     configs/inference.json     network, transforms and noise by name, literal arguments only
-    configs/calibration.json   what was measured on clean images (absent until calibrated)
     models/model.safetensors   weights, stored as float16 where nothing is lost by it
     docs/README.md             model card
+    enrolment/                 what was measured on clean images (absent until enrolled; see `enrolment`)
 
 No pickle, no expressions (`$`), no references (`@`), no imports by name beyond the allow lists, no downloads; unknown
 keys are refused, because a misspelt setting that is silently ignored would protect nothing.
@@ -14,33 +14,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from dicomguard.errors import BundleError
-from dicomguard.scoring import networks
-from dicomguard.scoring.calibration import STATISTIC, Calibration
+from dicomguard.scoring import enrolment, networks
+from dicomguard.scoring.calibration import STATISTIC
 from dicomguard.scoring.consistency import NoiseSettings
+from dicomguard.scoring.files import parse, read_pinned
+from dicomguard.scoring.head import Head, HeadKind
 from dicomguard.scoring.preprocess import Preprocess
 
 METADATA = Path("configs/metadata.json")
 INFERENCE = Path("configs/inference.json")
-CALIBRATION = Path("configs/calibration.json")
 WEIGHTS = Path("models/model.safetensors")
 CARD = Path("docs/README.md")
-
-Model = TypeVar("Model", bound=BaseModel)
-
-_CONFIG_BYTES = 4 << 20
-_WEIGHTS_BYTES = 2 << 30
 
 Label = Annotated[str, Field(min_length=1, max_length=64)]
 Text = Annotated[str, Field(max_length=4000)]
@@ -55,7 +52,7 @@ class Metadata(_Strict):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
     version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
-    labels: tuple[Label, Label]
+    labels: Annotated[tuple[Label, ...], Field(min_length=1, max_length=64)]
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     task: Text = ""
     description: Text = ""
@@ -71,6 +68,13 @@ class Metadata(_Strict):
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("labels must differ")
+        return value
 
 
 class Constructor(BaseModel):
@@ -126,6 +130,7 @@ class Inference(_Strict):
     preprocessing: Annotated[list[Constructor], Field(max_length=8)]
     input: Input
     noise: Noise
+    head: Literal["softmax", "multilabel"] = "softmax"
 
     def preprocess(self) -> Preprocess:
         """The transforms, built. Raises BundleError where one is not allowed."""
@@ -160,32 +165,18 @@ class Bundle:
             raise BundleError(
                 f"{folder} is no bundle folder.", advice="Give the folder that holds configs/ and models/."
             )
-        self.metadata = _parse(Metadata, folder, METADATA)
-        self.inference = _parse(Inference, folder, INFERENCE)
+        self.metadata = parse(Metadata, folder / METADATA)
+        self.inference = parse(Inference, folder / INFERENCE)
         state = _read_weights(folder / WEIGHTS, self.metadata.weights_sha256)
         self.network = networks.build(self.inference.network_def.target, self.inference.network_def.arguments)
         fill(self.network, state)
+        self.head = Head(HeadKind(self.inference.head), self.metadata.labels)
+        if self.head.kind is HeadKind.SOFTMAX and len(self.metadata.labels) < 2:
+            raise BundleError(
+                f"{folder / METADATA} names one label; a softmax head excludes at least two.",
+                advice='Name both classes, or write "head": "multilabel" in configs/inference.json.',
+            )
         self.fingerprint = fingerprint(self.metadata, self.inference)
-        self.calibration = self._calibration()
-
-    def _calibration(self) -> Calibration | None:
-        if not (self.folder / CALIBRATION).exists():
-            return None
-        calibration = _parse(Calibration, self.folder, CALIBRATION)
-        if calibration.fingerprint != self.fingerprint:
-            raise BundleError(
-                f"{self.folder / CALIBRATION} was fitted on another scorer ({calibration.fingerprint[:12]}..., this "
-                f"one is {self.fingerprint[:12]}...): weights, transforms or noise settings have changed since.",
-                advice="Calibrate this bundle again, or restore the files it was calibrated with.",
-            )
-        levels = len(self.inference.noise.levels)
-        sizes = {len(calibration.probability_scale), len(calibration.logit_scale), len(calibration.paper_theta)}
-        if sizes != {levels} or calibration.paper_level >= levels or calibration.statistic != STATISTIC:
-            raise BundleError(
-                f"{self.folder / CALIBRATION} does not fit this version's statistic or noise levels.",
-                advice="Calibrate this bundle again.",
-            )
-        return calibration
 
 
 def fingerprint(metadata: Metadata, inference: Inference) -> str:
@@ -243,17 +234,12 @@ def write(
     described = Metadata(**metadata, weights_sha256=hashlib.sha256(data).hexdigest())
     for name in (METADATA, WEIGHTS, CARD):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / CALIBRATION).unlink(missing_ok=True)  # it was fitted on what stood here before
+    shutil.rmtree(folder / enrolment.FOLDER, ignore_errors=True)  # it was made for what stood here before
     (folder / WEIGHTS).write_bytes(data)
     _write_json(folder / METADATA, described)
     _write_json(folder / INFERENCE, inference)
     (folder / CARD).write_text(card)
     return described
-
-
-def write_calibration(folder: Path, calibration: Calibration) -> None:
-    """Put a calibration beside the weights it was fitted on."""
-    _write_json(folder / CALIBRATION, calibration)
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -264,12 +250,12 @@ def describe(folder: Path) -> dict[str, Any]:
 
     """
     bundle = Bundle(folder)
-    calibration = bundle.calibration
     return {
         "name": bundle.metadata.name,
         "version": bundle.metadata.version,
         "task": bundle.metadata.task,
         "labels": list(bundle.metadata.labels),
+        "head": bundle.inference.head,
         "network": bundle.inference.network_def.target,
         "parameters": sum(p.numel() for p in bundle.network.parameters()),
         "input_size": list(bundle.inference.input.size),
@@ -279,17 +265,6 @@ def describe(folder: Path) -> dict[str, Any]:
         "weights_sha256": bundle.metadata.weights_sha256,
         "weights_bytes": (folder / WEIGHTS).stat().st_size,
         "fingerprint": bundle.fingerprint,
-        "calibration": None
-        if calibration is None
-        else {
-            "source": calibration.source,
-            "images": sum(calibration.images),
-            "alpha": calibration.alpha,
-            "threshold": calibration.threshold,
-            "margin_floor": calibration.margin_floor,
-            "paper_theta": list(calibration.paper_theta),
-            "paper_level": calibration.paper_level,
-        },
     }
 
 
@@ -298,35 +273,8 @@ def _write_json(path: Path, model: BaseModel) -> None:
     path.write_text(text + "\n")
 
 
-def _parse(kind: type[Model], folder: Path, name: Path) -> Model:
-    path = folder / name
-    try:
-        if path.stat().st_size > _CONFIG_BYTES:
-            raise BundleError(f"{path} is larger than {_CONFIG_BYTES >> 20} MiB.", advice="This is no bundle config.")
-        return kind.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}.", advice="Restore the bundle's files.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"]) or "the file"
-        raise BundleError(f"{path}: {where}: {first['msg']}.", advice="Correct it, or restore the file.") from error
-
-
 def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
-    try:
-        if path.stat().st_size > _WEIGHTS_BYTES:
-            raise BundleError(f"{path} is larger than {_WEIGHTS_BYTES >> 30} GiB.", advice="Use a smaller model.")
-        data = path.read_bytes()
-    except OSError as error:
-        raise BundleError(
-            f"{path} cannot be read: {error.strerror}.", advice="Restore the model file, or import the weights again."
-        ) from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise BundleError(
-            f"{path} has SHA-256 {found[:12]}..., the metadata pin {sha256[:12]}...: it was truncated or changed.",
-            advice="Restore the file from where the bundle came from; do not edit the checksum.",
-        )
+    data = read_pinned(path, sha256)
     try:
         weights: dict[str, Tensor] = load_safetensors(data)
     except SafetensorError as error:

@@ -1,194 +1,275 @@
-"""From noise curves to one number, and from clean images to the threshold it is held against.
+"""From what was observed of an image to one number, and from clean images to the threshold it is held against.
 
-The clean images are halved by patient. Half A gives each component its distribution; the fused score of an image is the
-largest of -log p over the components. Half B, which had no part in that, gives the threshold by split conformal
-prediction (Bates, Candes, Lei, Romano, Sesia 2023, arXiv 2104.08279) with the low-margin rule inside it, so that
-P(flagged) <= alpha for a clean image drawn like those of the calibration, INCONCLUSIVE included.
+The clean images are divided by patient. The reference part gives each component of the score its clean distribution.
+Two lines of evidence are fused. In the first, what the protected model itself shows (noise check, features), components
+depend on each other, so the largest surprise, -log p, over components and questions counts; the feature distance, the
+weakest, with a Bonferroni weight of e^-3. The guard is another network under noise of its own: its surprise is added,
+as Fisher combines independent tests. Measured against the plain maximum in docs/scoring.md. The held-back part, which
+had no share in that, gives the threshold by split conformal prediction (Bates, Candes, Lei, Romano, Sesia 2023, arXiv
+2104.08279), with the low-margin rule inside it, so that P(flagged) <= alpha for a clean image drawn like those of the
+enrolment, INCONCLUSIVE included.
+
+The noise is looked at in stages. Where the first one finds nothing the look ends, towards clean only; the score of
+such an image is that of the first stage. The threshold is fitted on the scores of the whole cascade, so that early
+exits are inside the promise.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from dicomguard.decision import Thresholds
 from dicomguard.errors import BundleError
-from dicomguard.scoring.consistency import NoiseCurve
+from dicomguard.scoring.component import Component, Finite, Positive
+from dicomguard.scoring.consistency import Draw, NoiseCurve, Observation, curve
 
 # Which version of the statistic's definition a calibration was fitted with; part of every fingerprint.
-STATISTIC = "max -log p of {probability drop, logit drop, -noisy margin}, exponential tail; 1"
-_TAIL_SHARE = 0.1  # of half A lies in the tail whose mean excess sets the exponential beyond the largest value
-_MARGIN_QUANTILE = 0.02
-_REFERENCES = 20  # fewer values give a component no distribution to speak of
+STATISTIC: Final = (
+    "max -log p of {probability drop, log-odds drop, -noisy margin, Mahalanobis - 3} + that of -guard share, staged; 3"
+)
+NOISE_COMPONENTS: Final = ("probability_drop", "log_odds_drop", "noisy_margin")
+COMPONENTS: Final = (*NOISE_COMPONENTS, "feature_distance", "guard_share")
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_REFERENCES = 20  # fewer values give a component no distribution to speak of
+_CLASS_REFERENCES = 20  # fewer images of a class give its pairs of classes no scale of their own
+_MARGIN_QUANTILE = 0.02
+_GUARD = "guard_share"
+_FEATURE_WEIGHT = 3.0  # -log of the share of alpha that the feature distance may spend
+_VOTES = 0.01  # of a guard that was unanimous on every reference image: a missing hundredth of votes surprises by one
+
 Unit = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Component(BaseModel):
-    """The clean distribution of one component of the score: sorted values of half A, and the tail's mean excess."""
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that the score of one image is made of. `distances`: (questions,); `guard_share` of the first look's votes.
+
+    None where the enrolment has no feature model or no guard.
+    """
+
+    seen: Observation
+    distances: NDArray[np.float64] | None = None
+    guard_share: float | None = None
+
+
+class Stage(BaseModel):
+    """The clean reference of one stage of the cascade.
+
+    `draws` are all draws made by the end of the stage. `probability_scale[q][l]` and `log_odds_scale[q][c][l][y]` are
+    standard deviations (ddof 1) of the drops: question, class of the answer, level, other class.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    values: Annotated[tuple[Finite, ...], Field(min_length=2)]
-    tail: Positive
+    draws: tuple[Draw, ...]
+    probability_scale: tuple[tuple[Positive, ...], ...]
+    log_odds_scale: tuple[tuple[tuple[tuple[Positive, ...], ...], ...], ...]
+    probability_drop: tuple[Component, ...]
+    log_odds_drop: tuple[Component, ...]
+    noisy_margin: tuple[Component, ...]
 
-    def surprise(self, value: float) -> float:
-        """-log of the conformal p-value of `value`, continuous and increasing.
+    def standardised(self, seen: NoiseCurve) -> NDArray[np.float64]:
+        """Log-odds drops in units of clean standard deviations: (questions, levels, classes), -inf at the answer."""
+        scale = np.array([self.log_odds_scale[q][c] for q, c in enumerate(seen.answer)])
+        return np.asarray(seen.log_odds_drops / scale)
 
-        Between order statistics the rank is interpolated linearly; beyond the largest the tail is exponential.
-        """
-        n = len(self.values)
-        largest = self.values[-1]
-        if not math.isfinite(value):
-            return math.nan if math.isnan(value) else math.copysign(math.inf, value)
-        if value >= largest:
-            return math.log(n + 1) + (value - largest) / self.tail
-        # n values at or above the smallest, 0 above the largest: p falls from (n + 1) / (n + 1) to 1 / (n + 1).
-        above = float(np.interp(value, self.values, np.arange(n - 1, -1, -1)))
-        return -math.log((1 + above) / (n + 1))
+    def values(self, seen: NoiseCurve) -> dict[str, NDArray[np.float64]]:
+        """Each noise component's value for each question; larger is more suspicious."""
+        scaled = seen.probability_drops / np.array(self.probability_scale)
+        return {
+            "probability_drop": scaled.max(1),
+            "log_odds_drop": self.standardised(seen).max((1, 2)),
+            "noisy_margin": -seen.noisy_margins.min(1),
+        }
 
-    @classmethod
-    def fit(cls, values: NDArray[np.float64]) -> Component:
-        """From the values of half A; rounded, because the last digits only make the file long."""
-        ordered = np.unique(np.round(np.sort(values), 6))
-        if len(ordered) < 2:
-            raise BundleError(
-                "all calibration images score the same: the network does not react to its input.",
-                advice="Check the weights and the normalisation (mean, std) of the bundle.",
-            )
-        head = max(int(len(ordered) * _TAIL_SHARE), 2)
-        excess = float(np.mean(ordered[-head:] - ordered[-head]))
-        return cls(values=tuple(float(v) for v in ordered), tail=max(excess, 1e-6))
+    def surprises(self, seen: NoiseCurve, used: Collection[str]) -> dict[str, float]:
+        """The largest surprise of each noise component over the questions."""
+        found = {}
+        for name, values in self.values(seen).items():
+            if name in used:
+                fitted: tuple[Component, ...] = getattr(self, name)
+                found[name] = _worst([c.surprise(float(v)) for c, v in zip(fitted, values, strict=True)])
+        return found
 
 
 class Calibration(BaseModel):
-    """What was measured on clean images, with the fingerprint of the scorer it was measured with.
+    """What was measured on clean images. `images`: how many in the reference and in the held-back part.
 
-    `probability_scale[l]` and `logit_scale[l]` are the standard deviations (ddof 1) of the drops at each noise level.
-    `images` and `groups` count what half A and half B were made of; `source` says in words where they came from.
+    `exits[s]`: the score at or below which the look ends after stage s. `held_back`: the sorted scores of the held-back
+    images, infinite ones (low margin) left out and counted in `low_margins`. `margin_floor` is for the smallest margin
+    over the questions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    fingerprint: str
-    source: str
-    statistic: str
     alpha: Unit
+    used: tuple[str, ...]
     images: tuple[int, int]
-    probability_scale: tuple[Positive, ...]
-    logit_scale: tuple[Positive, ...]
-    probability: Component
-    logit: Component
-    noisy_margin: Component
-    threshold: Finite
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    exits: tuple[Finite, ...]
+    feature_distance: tuple[Component, ...] | None
+    guard_share: Component | None
     margin_floor: Finite
     margin_quantile: Unit
-    paper_theta: tuple[Positive, ...]
-    paper_level: Annotated[int, Field(ge=0)]
-    paper_images: int
-    mode: Literal["labelled", "unlabelled"]
+    held_back: tuple[Finite, ...]
+    low_margins: Annotated[int, Field(ge=0)]
+    threshold: Finite
 
-    def statistic_of(self, curve: NoiseCurve) -> float:
-        """The fused score of one image, NaN where any number of its curve is."""
-        parts = _components(curve, np.array(self.probability_scale), np.array(self.logit_scale))
-        surprises = [
-            component.surprise(float(value))
-            for component, value in zip((self.probability, self.logit, self.noisy_margin), parts, strict=True)
-        ]
-        return math.nan if any(map(math.isnan, surprises)) else max(surprises)
+    def surprises(self, evidence: Evidence, stage: int) -> dict[str, float]:
+        """-log p of each component that is in use, after `stage`; `evidence` must hold its draws."""
+        reference = self.stages[stage]
+        found = reference.surprises(curve(evidence.seen.only(reference.draws)), self.used)
+        if self.feature_distance is not None and evidence.distances is not None:
+            pairs = zip(self.feature_distance, evidence.distances, strict=True)
+            found["feature_distance"] = _worst([component.surprise(float(value)) for component, value in pairs])
+        if self.guard_share is not None and evidence.guard_share is not None:
+            found["guard_share"] = self.guard_share.surprise(-evidence.guard_share)
+        return found
 
-    def thresholds(self) -> Thresholds:
-        """What the decision holds a score against."""
-        return Thresholds(self.threshold, self.alpha, self.margin_floor, self.paper_theta, self.paper_level)
+    def statistic_after(self, evidence: Evidence, stage: int) -> float:
+        """The fused score; NaN where any surprise is."""
+        return fused(self.surprises(evidence, stage))
 
-    def flags(self, curve: NoiseCurve) -> bool:
+    def ends(self, statistic: float, stage: int) -> bool:
+        """True when nothing more is drawn: nothing was found, or this was the last stage."""
+        return stage == len(self.stages) - 1 or statistic <= self.exits[stage]
+
+    def statistic_of(self, evidence: Evidence) -> tuple[float, int]:
+        """The score of the whole cascade, and the stage at which it ended. `evidence` holds the draws of all stages."""
+        for stage in range(len(self.stages)):
+            statistic = self.statistic_after(evidence, stage)
+            if self.ends(statistic, stage):
+                return statistic, stage
+        raise AssertionError("the last stage always ends")
+
+    def p_value(self, statistic: float, margin: float) -> float:
+        """The conformal p-value among the held-back clean images; uniform for clean traffic like theirs."""
+        if math.isnan(statistic):
+            return 1 / (len(self.held_back) + self.low_margins + 1)
+        above = self.low_margins
+        if margin >= self.margin_floor:
+            above += len(self.held_back) - int(np.searchsorted(np.asarray(self.held_back), statistic, side="left"))
+        return (1 + above) / (len(self.held_back) + self.low_margins + 1)
+
+    def flags(self, statistic: float, margin: float) -> bool:
         """True where the image would not pass as clean: over the threshold, low margin, or no number."""
-        value = self.statistic_of(curve)
-        return not (value <= self.threshold and curve.margin >= self.margin_floor)
+        return not (statistic <= self.threshold and margin >= self.margin_floor)
 
 
-def halve(groups: Sequence[str]) -> NDArray[np.bool_]:
-    """True where an image belongs to half A: by a hash of its patient, one third of them (the threshold needs more)."""
-    digests = (hashlib.sha256(f"calibration half\0{group}".encode()).digest() for group in groups)
-    return np.array([int.from_bytes(digest[:4], "big") < 2**32 // 3 for digest in digests], dtype=bool)
+def fused(surprises: Mapping[str, float]) -> float:
+    """The score of -log p by component: the largest of the protected model's, plus the guard's. NaN where any is."""
+    own = [s - _FEATURE_WEIGHT if name == "feature_distance" else s for name, s in surprises.items() if name != _GUARD]
+    return _worst([0.0, *own]) + surprises.get(_GUARD, 0.0)
 
 
-def require_enough(groups: Sequence[str], alpha: float) -> tuple[int, int]:
-    """How many images fall to half A and half B. A threshold exists from 1 / alpha - 1 images in B on.
+def _worst(surprises: Sequence[float]) -> float:
+    return math.nan if any(map(math.isnan, surprises)) else max(surprises, default=0.0)
 
-    Raises:
-        BundleError: too few, saying how many to give.
 
-    """
-    half_a = halve(groups)
-    needed = math.ceil(1 / alpha - 1)
-    counts = int(half_a.sum()), int((~half_a).sum())
-    if counts[0] < _REFERENCES or counts[1] < needed:
+def images_needed(alpha: float) -> int:
+    """Held-back images from which on a threshold exists at all: 1 / alpha - 1."""
+    return math.ceil(1 / alpha - 1 - 1e-9)
+
+
+def require_enough(reference: int, held_back: int, alpha: float) -> None:
+    """Raises BundleError where the parts are too small, saying how many images are needed."""
+    needed = images_needed(alpha)
+    if reference < _REFERENCES or held_back < needed:
         raise BundleError(
-            f"{len(groups)} clean images are too few to calibrate at alpha {alpha:g}: the reference third got "
-            f"{counts[0]} ({_REFERENCES} needed) and the threshold part {counts[1]} ({needed} needed).",
-            advice=f"Give at least {max(4 * _REFERENCES, 2 * needed)} clean images of different patients, "
-            "or a larger alpha.",
+            f"the clean images are too few to calibrate at alpha {alpha:g}: {reference} for reference "
+            f"({_REFERENCES} needed), {held_back} held back ({needed} needed).",
+            advice="Give more clean images of different patients, or a larger alpha.",
         )
-    return counts
 
 
 def fit(
-    curves: Sequence[NoiseCurve],
-    groups: Sequence[str],
+    reference: Sequence[Evidence],
+    held_back: Sequence[Evidence],
     *,
-    fingerprint: str,
-    source: str,
-    alpha: float = 0.05,
-    is_correct: Sequence[bool] | None = None,
-    paper_level: int = 2,
+    alpha: float,
+    plan: Sequence[Sequence[Draw]],
+    exit_share: float = 0.7,
+    used: Sequence[str] = COMPONENTS,
 ) -> Calibration:
-    """Fit the calibration of one scorer on clean images; `groups` are patients (or anything that repeats together).
+    """Fit on clean images of different patients; one `Evidence` each, with the draws of every stage of `plan`.
 
-    `is_correct` says which images were classified rightly, where labels are known: the paper's theta uses those only.
+    `plan[s]`: all draws made by the end of stage s. `exit_share` of clean images end at each stage but the last.
 
     Raises:
-        BundleError: too few images for `alpha`, or scores that cannot be calibrated.
+        BundleError: too few images for `alpha`, or numbers that cannot be calibrated.
 
     """
-    counts = require_enough(groups, alpha)
-    half_a = halve(groups)
-    probability = np.array([curve.probability_drops for curve in curves])
-    logit = np.array([curve.logit_drops for curve in curves])
-    if not (np.isfinite(probability).all() and np.isfinite(logit).all()):
-        raise BundleError("a calibration image scores NaN or infinity.", advice="Check the weights of the bundle.")
-    scales = [np.maximum(drops[half_a].std(0, ddof=1), 1e-6) for drops in (probability, logit)]
-    parts = np.array([_components(curve, *scales) for curve in curves])
-    margins = np.array([curve.margin for curve in curves])
+    require_enough(len(reference), len(held_back), alpha)
     quantile = min(_MARGIN_QUANTILE, alpha * _MARGIN_QUANTILE / 0.05)
-    correct = np.ones(len(curves), bool) if is_correct is None else np.asarray(is_correct, bool)
+    distances = [e.distances for e in reference if e.distances is not None and "feature_distance" in used]
+    shares = [e.guard_share for e in reference if e.guard_share is not None and "guard_share" in used]
     draft = Calibration(
-        fingerprint=fingerprint,
-        source=source,
-        statistic=STATISTIC,
         alpha=alpha,
-        images=counts,
-        probability_scale=tuple(map(float, scales[0])),
-        logit_scale=tuple(map(float, scales[1])),
-        probability=Component.fit(parts[half_a, 0]),
-        logit=Component.fit(parts[half_a, 1]),
-        noisy_margin=Component.fit(parts[half_a, 2]),
-        threshold=0.0,
-        margin_floor=_floor(margins[half_a], quantile),
+        used=tuple(used),
+        images=(len(reference), len(held_back)),
+        stages=tuple(_stage([e.seen.only(draws) for e in reference], tuple(draws)) for draws in plan),
+        exits=(),
+        feature_distance=tuple(Component.fit(column, "feature distance") for column in np.array(distances).T)
+        if distances
+        else None,
+        guard_share=Component.fit(-np.array(shares), "guard's vote share", if_same=_VOTES) if shares else None,
+        margin_floor=_floor(np.array([smallest_margin(e.seen) for e in reference]), quantile),
         margin_quantile=quantile,
-        paper_theta=tuple(float(max(2 * value, 1e-9)) for value in probability[correct].std(0, ddof=1)),
-        paper_level=paper_level,
-        paper_images=int(correct.sum()),
-        mode="unlabelled" if is_correct is None else "labelled",
+        held_back=(),
+        low_margins=0,
+        threshold=0.0,
     )
-    held_back = [curve for curve, is_a in zip(curves, half_a, strict=True) if not is_a]
-    return draft.model_copy(update={"threshold": _threshold(draft, held_back)})
+    for stage in range(len(plan) - 1):
+        scores = [draft.statistic_after(e, stage) for e in reference]
+        draft = draft.model_copy(update={"exits": (*draft.exits, round(float(np.quantile(scores, exit_share)), 6))})
+    return _with_threshold(draft, held_back)
+
+
+def smallest_margin(seen: Observation) -> float:
+    """Over the questions: how far the answer is from being another one."""
+    return float(curve(seen).margin.min())
+
+
+def _stage(seen: Sequence[Observation], draws: tuple[Draw, ...]) -> Stage:
+    curves = [curve(one) for one in seen]
+    drops = np.array([c.log_odds_drops for c in curves])  # image, question, level, class
+    probability = np.array([c.probability_drops for c in curves])
+    answers = np.array([c.answer for c in curves])
+    if not (np.isfinite(probability).all() and np.isfinite([c.margin for c in curves]).all()):
+        raise BundleError("a clean image scores NaN or infinity.", advice="Check the weights of the bundle.")
+    draft = Stage.model_construct(
+        draws=draws,
+        probability_scale=_tuples(np.maximum(probability.std(0, ddof=1), 1e-6)),
+        log_odds_scale=tuple(_pair_scales(drops[:, q], answers[:, q]) for q in range(answers.shape[1])),
+    )
+    values = [draft.values(c) for c in curves]
+    fitted = {
+        name: tuple(Component.fit(column, name.replace("_", " ")) for column in np.array([v[name] for v in values]).T)
+        for name in NOISE_COMPONENTS
+    }
+    return draft.model_copy(update=fitted)
+
+
+def _pair_scales(drops: NDArray[np.float64], answers: NDArray[np.int64]) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """(images, levels, classes) -> [answer][level][other class]; pairs with few images share one scale per level."""
+    classes = drops.shape[2]
+    pooled = np.array([drops[:, level][np.isfinite(drops[:, level])].std(ddof=1) for level in range(drops.shape[1])])
+    scales = np.repeat(np.repeat(pooled[None, :, None], classes, 0), classes, 2)
+    if classes > 2:
+        for c in range(classes):
+            mine = drops[answers == c]
+            if len(mine) >= _CLASS_REFERENCES:
+                others = np.arange(classes) != c
+                scales[c][:, others] = mine[:, :, others].std(0, ddof=1)
+    return tuple(_tuples(one) for one in np.maximum(scales, 1e-6))
+
+
+def _tuples(matrix: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(round(float(value), 9) for value in row) for row in matrix)
 
 
 def _floor(margins: NDArray[np.float64], quantile: float) -> float:
@@ -197,23 +278,19 @@ def _floor(margins: NDArray[np.float64], quantile: float) -> float:
     return float(np.sort(margins)[rank - 1]) if rank else 0.0
 
 
-def _threshold(draft: Calibration, curves: Sequence[NoiseCurve]) -> float:
-    """The ceil((n + 1)(1 - alpha))-th smallest fused score of half B; a low margin counts as an infinite score."""
-    scores = sorted(math.inf if curve.margin < draft.margin_floor else draft.statistic_of(curve) for curve in curves)
-    threshold = scores[math.ceil((len(scores) + 1) * (1 - draft.alpha)) - 1]
+def _with_threshold(draft: Calibration, held_back: Sequence[Evidence]) -> Calibration:
+    """The ceil((n + 1)(1 - alpha))-th smallest score of the held-back part; a low margin counts as infinite."""
+    scores = [math.inf if smallest_margin(e.seen) < draft.margin_floor else draft.statistic_of(e)[0] for e in held_back]
+    if any(map(math.isnan, scores)):
+        raise BundleError("a clean image scores NaN.", advice="Check the weights of the bundle.")
+    scores.sort()
+    threshold = scores[math.ceil((len(scores) + 1) * (1 - draft.alpha) - 1e-9) - 1]
     if not math.isfinite(threshold):
         raise BundleError(
             f"more than {draft.alpha:.0%} of the held-back clean images lie below the margin floor.",
-            advice="The two parts of the calibration images differ; mix their sources, or give more images.",
+            advice="The two parts of the clean images differ; mix their sources, or give more images.",
         )
-    return threshold
-
-
-def _components(
-    curve: NoiseCurve, probability_scale: NDArray[np.float64], logit_scale: NDArray[np.float64]
-) -> tuple[float, float, float]:
-    return (
-        float(np.max(curve.probability_drops / probability_scale)),
-        float(np.max(curve.logit_drops / logit_scale)),
-        float(-np.min(curve.noisy_margins)),
+    finite = tuple(round(score, 9) for score in scores if math.isfinite(score))
+    return draft.model_copy(
+        update={"held_back": finite, "low_margins": len(scores) - len(finite), "threshold": round(threshold, 9)}
     )

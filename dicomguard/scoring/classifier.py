@@ -1,10 +1,12 @@
-"""The protected model as a function from prepared planes to one logit, made fast for inference without changing it."""
+"""The protected model as a function from prepared planes to outputs, made fast for inference without changing it."""
 
 from __future__ import annotations
 
 import copy
 import itertools
+import platform
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -13,29 +15,41 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class Classifier(nn.Module):
-    """Normalise, replicate a gray plane, run the network, read one logit: shape (N, planes, H, W) -> (N,).
+    """Normalise, replicate a gray plane, run the network: (N, planes, H, W) -> outputs (N, O), features (N, F).
 
-    Two outputs are read as z1 - z0, whose sigmoid is their softmax. More outputs are refused by the bundle loader.
+    Features are what the last linear layer is given (after pooling, before dropout has any effect); a network without
+    one has none, shape (N, 0). `dtype` is what the network computes in; both results are float32.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, network: nn.Module, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
-        self.network = network
+        self.network = network.to(dtype)
+        self.dtype = dtype
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self._features: Tensor | None = None
+        linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+        if linear:
+            linear[-1].register_forward_pre_hook(self._keep)
 
-    def forward(self, planes: Tensor) -> Tensor:
-        """The logit towards the positive label."""
+    def _keep(self, _module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        self._features = given[0].detach()
+
+    def forward(self, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs and features; gradients flow through the outputs."""
         x = planes.expand(-1, self.mean.shape[1], -1, -1)
-        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        x = ((x - self.mean) / self.std).to(self.dtype).contiguous(memory_format=torch.channels_last)
         found = self.network(x)
         outputs = cast("Tensor", found[0] if isinstance(found, tuple) else found)  # MONAI's ViT adds its hidden states
-        if outputs.ndim != 2 or outputs.shape[1] not in (1, 2):
-            raise ValueError(f"the network gives outputs of shape {tuple(outputs.shape)}; one or two logits are read")
-        return outputs[:, 0] if outputs.shape[1] == 1 else outputs[:, 1] - outputs[:, 0]
+        seen, self._features = self._features, None
+        if seen is None or seen.ndim != 2:
+            seen = outputs.new_empty(len(outputs), 0)
+        return outputs.float(), seen.float()
 
 
 def fused(network: nn.Module) -> nn.Module:
@@ -54,3 +68,16 @@ def fused(network: nn.Module) -> nn.Module:
                 setattr(module, name, fuse_conv_bn_eval(layer, following))
                 setattr(module, next_name, nn.Identity())
     return network.to(memory_format=torch.channels_last)
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the processor multiplies it in hardware, else float32 (emulated, it is slower)."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type != "cpu" or platform.system() != "Linux":
+        return torch.float32
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return torch.float32
+    return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32

@@ -1,8 +1,10 @@
 """The batched random-noise consistency check of the noise-consistency paper (section 2.3), as numbers of one image.
 
-With z the logit, s its sign, m = s*z >= 0 the margin, and p_c = sigmoid(m) the predicted class's probability:
-t_l = median over r of [p_c(x) - p_c(clip(x + n_lr))], g_l the same of the margin, M_l the median noisy margin. Noise is
-uniform in [-e_l, e_l], drawn once on the gray plane (the network sees it replicated), and the sum is clipped to [0, 1].
+With c the class of the answer, m_y = z_c - z_y its log-odds against another class and p_c its probability:
+t_l = median over r of [p_c(x) - p_c(clip(x + n_lr))], g_ly the same of m_y, M_l the median over r of the smallest noisy
+m_y. Noise is uniform in [-e_l, e_l], drawn once on the gray plane (the network sees it replicated), and the sum is
+clipped to [0, 1]. Two classes are the paper's case; more are the pairwise log-odds of Roth, Kilcher, Hofmann 2019
+(arXiv 1902.04818).
 """
 
 from __future__ import annotations
@@ -15,86 +17,127 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dicomguard.scoring import noise
+from dicomguard.scoring import head, noise
+from dicomguard.scoring.head import Answer
 
-# Images that go through the network at once on a CPU: their activations stay in cache, which is worth a factor of two.
-CPU_CHUNK = 8
-DEVICE_CHUNK = 512
+Draw = tuple[int, int]  # (index of the noise level, repeat)
 
 
 @dataclass(frozen=True, slots=True)
 class NoiseSettings:
-    """Noise levels as fractions of the unit input range, and how many draws the median is taken over."""
+    """Noise levels as fractions of the unit input range, and how many draws of each there are."""
 
     levels: tuple[float, ...] = (0.01, 0.02, 0.03, 0.04, 0.05)
     repeats: int = 8
 
+    def ladder(self, repeats: int | None = None) -> tuple[Draw, ...]:
+        """Every level with its first `repeats` draws; all of them is the paper's check."""
+        return tuple((level, r) for level in range(len(self.levels)) for r in range(repeats or self.repeats))
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The log-odds of one image and of its noisy copies: (questions, classes) and (draws, questions, classes)."""
+
+    clean: NDArray[np.float64]
+    noisy: NDArray[np.float64]
+    draws: tuple[Draw, ...]
+
+    @property
+    def answer(self) -> Answer:
+        """The class of each question."""
+        return tuple(int(c) for c in self.clean.argmax(-1))
+
+    def joined(self, more: NDArray[np.float64], draws: tuple[Draw, ...]) -> Observation:
+        """The same image after further draws."""
+        return Observation(self.clean, np.concatenate([self.noisy, more]), (*self.draws, *draws))
+
+    def only(self, draws: Sequence[Draw]) -> Observation:
+        """What would have been seen with some of the draws alone."""
+        kept = [self.draws.index(draw) for draw in draws]
+        return Observation(self.clean, self.noisy[kept], tuple(draws))
+
 
 @dataclass(frozen=True, slots=True)
 class NoiseCurve:
-    """What the check saw of one image. Arrays of one number for each noise level; see `decision.Score`."""
+    """What the check saw of one image, for each question and noise level.
 
-    logit: float
-    probability: float
-    margin: float
+    `probability`, `margin`: (questions,). `probability_drops`, `noisy_margins`: (questions, levels). `log_odds_drops`:
+    (questions, levels, classes), minus infinity at the answer's own class. `levels`: indices into the settings'.
+    """
+
+    answer: Answer
+    levels: tuple[int, ...]
+    probability: NDArray[np.float64]
+    margin: NDArray[np.float64]
     probability_drops: NDArray[np.float64]
-    logit_drops: NDArray[np.float64]
+    log_odds_drops: NDArray[np.float64]
     noisy_margins: NDArray[np.float64]
 
 
-def noisy_copies(image: Tensor, seed: bytes, settings: NoiseSettings) -> Tensor:
-    """The image itself and its noisy copies: shape (planes, H, W) -> (1 + levels * repeats, planes, H, W)."""
-    streams = range(len(settings.levels) * settings.repeats)
+def curve(seen: Observation) -> NoiseCurve:
+    """Medians over the draws of each level."""
+    answer = seen.answer
+    levels = tuple(sorted({level for level, _ in seen.draws}))
+    of_level = np.array([level for level, _ in seen.draws])
+    clean_odds, noisy_odds = head.pairwise(seen.clean, answer), head.pairwise(seen.noisy, answer)
+    clean_p, noisy_p = head.probability(seen.clean, answer), head.probability(seen.noisy, answer)
+    with np.errstate(invalid="ignore"):  # infinity minus infinity, at the answer's own class
+        odds_drops = [clean_odds - np.median(noisy_odds[of_level == level], 0) for level in levels]
+    drops = np.stack(odds_drops, 1)
+    own = np.arange(seen.clean.shape[-1]) == np.asarray(answer)[:, None]
+    drops[np.broadcast_to(own[:, None, :], drops.shape)] = -np.inf
+    return NoiseCurve(
+        answer=answer,
+        levels=levels,
+        probability=clean_p,
+        margin=clean_odds.min(-1),
+        probability_drops=np.stack([clean_p - np.median(noisy_p[of_level == level], 0) for level in levels], 1),
+        log_odds_drops=drops,
+        noisy_margins=np.stack([np.median(noisy_odds[of_level == level].min(-1), 0) for level in levels], 1),
+    )
+
+
+def noisy_copies(image: Tensor, seed: bytes, settings: NoiseSettings, draws: Sequence[Draw]) -> Tensor:
+    """Noisy copies of one image: (planes, H, W) -> (draws, planes, H, W).
+
+    A draw is a stream of the seed, so that it is the same whichever others are made beside it.
+    """
+    streams = [level * settings.repeats + repeat for level, repeat in draws]
     drawn = noise.uniform(seed, streams, tuple(image.shape), image.device)
-    strength = torch.tensor(settings.levels, device=image.device).repeat_interleave(settings.repeats)
-    drawn = drawn.mul_(strength.view(-1, 1, 1, 1)).add_(image).clamp_(0, 1)
-    return torch.cat([image.unsqueeze(0), drawn])
+    strength = torch.tensor([settings.levels[level] for level, _ in draws], device=image.device)
+    return drawn.mul_(strength.view(-1, 1, 1, 1)).add_(image).clamp_(0, 1)
 
 
-def curves(
-    logits: Callable[[Tensor], Tensor], batch: Tensor, seeds: Sequence[bytes], settings: NoiseSettings
-) -> list[NoiseCurve]:
-    """One curve for each image of a batch (N, planes, H, W); `logits` maps (M, planes, H, W) to (M,).
+def observe(
+    log_odds: Callable[[Tensor], Tensor],
+    batch: Tensor,
+    seeds: Sequence[bytes],
+    settings: NoiseSettings,
+    draws: Sequence[Draw],
+    *,
+    chunk: int,
+) -> NDArray[np.float64]:
+    """The log-odds of every noisy copy of a batch (N, planes, H, W): shape (N, draws, questions, classes).
 
-    The copies of neighbouring images share forward passes of one fixed shape, so that neither the batch size nor the
-    neighbours are an input to the result (beyond rounding of the last bit).
+    The copies of neighbouring images share forward passes of `chunk` copies, so that a batch of single-image studies is
+    as fast as one long study. `log_odds` maps (M, planes, H, W) to (M, questions, classes).
     """
     if len(seeds) != len(batch):
         raise ValueError(f"{len(batch)} images need as many seeds, not {len(seeds)}")
-    chunk = CPU_CHUNK if batch.device.type == "cpu" else DEVICE_CHUNK
     pending: list[Tensor] = []
     held = 0
     found: list[Tensor] = []
     with torch.inference_mode():
         for image, seed in zip(batch, seeds, strict=True):
-            pending.append(noisy_copies(image, seed, settings))
-            held += len(pending[-1])
+            pending.append(noisy_copies(image, seed, settings, draws))
+            held += len(draws)
             if held >= chunk:
                 stack = torch.cat(pending)
                 whole = held - held % chunk
-                found += [logits(part) for part in torch.split(stack[:whole], chunk)]
+                found += [log_odds(part) for part in torch.split(stack[:whole], chunk)]
                 pending, held = [stack[whole:]], held - whole
         if held:
-            rest = torch.cat(pending)
-            padded = torch.cat([rest, rest[-1:].expand(chunk - held, -1, -1, -1)])
-            found.append(logits(padded)[:held])
-    per_image = 1 + len(settings.levels) * settings.repeats
-    values = torch.cat(found).double().cpu().numpy().reshape(len(batch), per_image) if found else np.empty((0, 1))
-    return [_curve(row, settings) for row in values]
-
-
-def _curve(row: NDArray[np.float64], settings: NoiseSettings) -> NoiseCurve:
-    """`row`: the clean logit, then levels x repeats noisy logits."""
-    sign = 1.0 if row[0] >= 0 else -1.0
-    margins = sign * row
-    probabilities = 1 / (1 + np.exp(-np.clip(margins, -500, 500)))
-    noisy = margins[1:].reshape(len(settings.levels), settings.repeats)
-    noisy_probabilities = probabilities[1:].reshape(noisy.shape)
-    return NoiseCurve(
-        logit=float(row[0]),
-        probability=float(probabilities[0]),
-        margin=float(margins[0]),
-        probability_drops=probabilities[0] - np.median(noisy_probabilities, 1),
-        logit_drops=margins[0] - np.median(noisy, 1),
-        noisy_margins=np.median(noisy, 1),
-    )
+            found.append(log_odds(torch.cat(pending)))
+    values = torch.cat(found).double().cpu().numpy()
+    return values.reshape(len(batch), len(draws), *values.shape[1:])

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import monai
 import numpy as np
@@ -39,7 +39,8 @@ def import_bundle(
     name: str,
     network: str,
     network_args: Mapping[str, Any] | None = None,
-    labels: tuple[str, str],
+    labels: tuple[str, ...],
+    head: Literal["softmax", "multilabel"] = "softmax",
     image_size: tuple[int, int],
     mean: Sequence[float],
     std: Sequence[float],
@@ -50,9 +51,10 @@ def import_bundle(
     """Write a bundle at `out` (a folder that does not exist yet) and return its description.
 
     `weights`: .pt, .pth or .safetensors with a state dict, or with one under `state_dict`, `model_state_dict`, `model`
-    or `net`. `labels`: negative and positive class. `image_size`: (rows, columns) that the network takes. `mean`,
+    or `net`. `labels`: in the order of the outputs (negative and positive class of a single one). `image_size`: (rows,
+    columns) that the network takes. `mean`,
     `std`: of the unit range [0, 1], one number for each input plane of the network. `planes`: 1 where the network is
-    fed one gray plane (replicated), 3 for colour. The bundle has no calibration: fit one before it is armed.
+    fed one gray plane (replicated), 3 for colour. The bundle is not enrolled: do that before it is armed.
 
     Raises:
         BundleError: the file is no state dict, does not fit the network, or the network does not run.
@@ -61,7 +63,7 @@ def import_bundle(
     if out.exists():
         raise BundleError(f"{out} exists already.", advice="Name a folder that does not exist, or remove this one.")
     inference = _inference(
-        network, network_args or {}, image_size=image_size, mean=mean, std=std, planes=planes, mode=mode
+        network, network_args or {}, image_size=image_size, mean=mean, std=std, planes=planes, mode=mode, head=head
     )
     built = networks.build(network, inference.network_def.arguments)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,7 @@ def import_bundle(
             "name": name,
             "version": "1.0.0",
             "labels": labels,
-            "task": "binary classification",
+            "task": "multi-label classification" if head == "multilabel" else "classification",
             "description": description,
             "monai_version": monai.__version__,
             "pytorch_version": str(torch.__version__),
@@ -131,6 +133,7 @@ def _inference(
     std: Sequence[float],
     planes: int,
     mode: str,
+    head: Literal["softmax", "multilabel"],
 ) -> Inference:
     try:
         return Inference(
@@ -140,6 +143,7 @@ def _inference(
             ],
             input=Input(planes=planes, mean=list(mean), std=list(std), size=list(image_size)),
             noise=DEFAULT_NOISE,
+            head=head,
         )
     except ValidationError as error:
         raise _refused(error) from error
@@ -153,6 +157,6 @@ def _refused(error: ValidationError) -> BundleError:
 def _card(metadata: Mapping[str, Any]) -> str:
     return (
         f"# {metadata['name']}\n\n{metadata['description'] or 'An imported model.'}\n\n"
-        f"Answers {metadata['labels'][0]} or {metadata['labels'][1]}. Not calibrated yet: describe here what it was "
+        f"Labels: {', '.join(metadata['labels'])}. Not enrolled yet: describe here what it was "
         "trained on, what it is meant for, and what the noise check reaches on it.\n"
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = 0xFFFFFFFF
+NOISE_CHECK = "noise-check"
+GUARD = "guard"
 _BLOCK = 8192  # counters worked on at once: their state stays in the second-level cache
 
 
@@ -34,6 +37,20 @@ def seed(site_key: bytes, sop_instance_uid: str, frame: int, sha256: str, finger
         mac.update(len(encoded).to_bytes(8, "big"))
         mac.update(encoded)
     return mac.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """The noise of one frame: one seed for each purpose, so that the checks' draws are independent."""
+
+    noise_check: bytes
+    guard: bytes
+
+
+def seeds(site_key: bytes, sop_instance_uid: str, frame: int, sha256: str, fingerprint: str) -> Seeds:
+    """All seeds of one frame; see `seed`."""
+    fields = site_key, sop_instance_uid, frame, sha256, fingerprint
+    return Seeds(seed(*fields, NOISE_CHECK), seed(*fields, GUARD))
 
 
 def philox(counters: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
@@ -117,3 +134,21 @@ def uniform(
     else:
         drawn = _uniform_torch(seed_bytes, streams, count, device)
     return drawn.reshape(len(streams), *shape)
+
+
+def normal(
+    seed_bytes: bytes, streams: Sequence[int], shape: tuple[int, ...], device: torch.device | str = "cpu"
+) -> Tensor:
+    """Standard normal float32, shape (len(streams), *shape), from pairs of uniform numbers (Box, Muller 1958).
+
+    The uniform numbers are the same bit for bit on every device, the logarithm and the cosine up to their last bits.
+    """
+    count = int(np.prod(shape))
+    half = -(-count // 2)
+    drawn = uniform(seed_bytes, streams, (2, half), device)
+    # To [0, 1) first, which is exact; then off zero by half a step, so that the logarithm is finite: radii up to 5.9.
+    # In one sum of 0.5 + 2**-25 float32 would lose the half step, and -1 would become infinity.
+    radius = drawn[:, 0].add(1).mul_(0.5).add_(2.0**-25).log_().mul_(-2).sqrt_()
+    angle = drawn[:, 1].mul(torch.pi)
+    pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], 1).reshape(len(streams), 2 * half)
+    return pairs[:, :count].reshape(len(streams), *shape)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dicomguard.errors import BundleError
 from dicomguard.pixels.image import Image
+from dicomguard.pixels.presentation import LUMINANCE
 
 # Each name with the arguments it may carry. Resize averages areas by default: with non-negative weights that sum to one
 # a change of at most eps per pixel stays at most eps, which bicubic and Lanczos filters do not promise.
@@ -26,8 +27,6 @@ _ALLOWED: Mapping[str, frozenset[str]] = {
     "DivisiblePad": frozenset({"k"}),
 }
 _MODES = frozenset({"area", "bilinear", "nearest"})
-# ITU-R BT.601, the luminance of PS3.3 C.7.6.3.1.2 (YBR_FULL).
-_LUMINANCE = (0.299, 0.587, 0.114)
 
 
 class Preprocess:
@@ -58,7 +57,7 @@ class Preprocess:
         if pixels.shape[0] == self.planes:
             return pixels
         if self.planes == 1:
-            weights = pixels.new_tensor(_LUMINANCE).view(3, 1, 1)
+            weights = pixels.new_tensor(LUMINANCE.tolist()).view(3, 1, 1)
             return (pixels * weights).sum(0, keepdim=True)
         return pixels.expand(self.planes, -1, -1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,118 +14,347 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from dicomguard.decision import Score, Thresholds
+from dicomguard.decision import GuardVote, Score, Thresholds
 from dicomguard.errors import BundleError
 from dicomguard.pixels.image import Image
-from dicomguard.scoring import consistency, memory
+from dicomguard.scoring import consistency, enrolment, head, memory
 from dicomguard.scoring.bundle import Bundle
-from dicomguard.scoring.calibration import Calibration
-from dicomguard.scoring.classifier import Classifier, fused
-from dicomguard.scoring.consistency import NoiseCurve
+from dicomguard.scoring.calibration import Calibration, Evidence, smallest_margin
+from dicomguard.scoring.classifier import Classifier, fast_dtype, fused
+from dicomguard.scoring.consistency import Draw, NoiseCurve, Observation
+from dicomguard.scoring.enrolment import Enrolled, Enrolment
+from dicomguard.scoring.features import FeatureModel
+from dicomguard.scoring.guard import Guard, Vote
+from dicomguard.scoring.noise import Seeds
 
 _SALIENCY_WINDOW = 9  # pixels over which a gradient is averaged to be readable
 
+# Images or copies that go through the network at once. On a CPU their activations should stay in cache.
+_CANONICAL_CHUNK = 8
+_CPU_CHUNK = 16
+_DEVICE_CHUNK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images as the networks take them: `pixels` (N, planes, H, W) in [0, 1]; `planes` (N, 1, 64, 64) for the guard."""
+
+    pixels: Tensor
+    planes: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What the protected model says to a batch, always in float32 on the CPU: log-odds (N, questions, classes) and
+    features (N, F).
+    """
+
+    log_odds: NDArray[np.float64]
+    features: NDArray[np.float64]
+
 
 class Scorer:
-    """A loaded bundle on a device. Deterministic: the same images and seeds give the same scores in any batch."""
+    """A loaded bundle, with its enrolment where it has one.
 
-    def __init__(self, bundle: Bundle, *, device: str = "cpu") -> None:
+    Two paths lead through the network. The canonical one (float32, CPU, batches of one size) gives every answer and
+    decides whatever is close; the fast one (bfloat16 where the hardware has it, on `device`) is for the noisy copies.
+    """
+
+    def __init__(self, bundle: Bundle, enrolled: Enrolled | None = None, *, device: str = "cpu") -> None:
         memory.keep_buffers()
         self.name = bundle.metadata.name
         self.labels = bundle.metadata.labels
+        self.head = bundle.head
         self.fingerprint = bundle.fingerprint
-        self.calibration: Calibration | None = bundle.calibration
-        self.thresholds: Thresholds | None = None if self.calibration is None else self.calibration.thresholds()
         self.noise = bundle.inference.noise.settings()
         self.input_size = (bundle.inference.input.size[0], bundle.inference.input.size[1])
         self.preprocess = bundle.inference.preprocess()
         self.device = _device(device)
         self._planes = bundle.inference.input.planes
-        self._model = Classifier(fused(bundle.network), bundle.inference.input.mean, bundle.inference.input.std)
-        self._model.eval().to(self.device)
+        given = bundle.inference.input.mean, bundle.inference.input.std
+        self._canonical = Classifier(fused(bundle.network), *given).eval()
+        self._fast = self._canonical
+        dtype = fast_dtype(self.device)
+        if self.device.type != "cpu" or dtype is not torch.float32:
+            self._fast = Classifier(fused(bundle.network), *given, dtype).eval().to(self.device)
         self._try_out()
+        self.enrolment: Enrolment | None = None
+        self.enrolment_sha256: str | None = None
+        self.thresholds: Thresholds | None = None
+        self.guard: Guard | None = None
+        self.feature_model: FeatureModel | None = None
+        if enrolled is not None:
+            self._enrol(enrolled)
 
     @classmethod
-    def load(cls, bundle_dir: Path, *, device: str = "cpu") -> Scorer:
-        """Read and check a bundle, then run it once.
+    def load(cls, bundle_dir: Path, enrolment_dir: Path | None = None, *, device: str = "cpu") -> Scorer:
+        """Read and check a bundle and its enrolment (in the bundle's folder unless named), then run it once.
 
         Raises:
-            BundleError: naming what is wrong and what to do next; see `bundle.Bundle`.
+            BundleError: naming what is wrong and what to do next; see `bundle.Bundle` and `enrolment.read`.
 
         """
-        return cls(Bundle(bundle_dir), device=device)
+        bundle = Bundle(bundle_dir)
+        folder = enrolment_dir or bundle_dir / enrolment.FOLDER
+        levels = len(bundle.inference.noise.levels)
+        found = enrolment.read(folder, bundle=bundle.metadata.name, fingerprint=bundle.fingerprint, levels=levels)
+        if found is None and enrolment_dir is not None:
+            raise BundleError(
+                f"{enrolment_dir} holds no enrolment.", advice=f"Run 'dicomguard enrol' with --out {enrolment_dir}."
+            )
+        return cls(bundle, found, device=device)
 
-    def prepare(self, images: Sequence[Image]) -> Tensor:
-        """Presentation values of any size to (N, planes, H, W) float32 in [0, 1]."""
+    def _enrol(self, enrolled: Enrolled) -> None:
+        statement = enrolled.statement
+        shape = (self.head.questions, self.head.classes)
+        for stage in statement.calibration.stages:
+            scales = stage.log_odds_scale
+            levels = {level for level, _ in stage.draws}
+            if (len(scales), len(scales[0])) != shape or not levels <= set(range(len(self.noise.levels))):
+                raise BundleError(
+                    f"the enrolment of bundle {self.name} does not fit its labels or noise levels.",
+                    advice="Enrol this bundle again.",
+                )
+        self.enrolment = statement
+        self.enrolment_sha256 = enrolled.sha256
+        self.thresholds = statement.thresholds()
+        self.feature_model = FeatureModel.from_tensors(enrolled.tensors)
+        if statement.guard is not None:
+            self.guard = Guard.from_tensors(statement.guard, enrolled.tensors, self.head, self.device)
+        # What is scored must be there: a component whose values never come would be passed over in silence.
+        fitted = statement.calibration
+        for component, part, name in (
+            (fitted.feature_distance, self.feature_model, "feature model"),
+            (fitted.guard_share, self.guard, "guard"),
+        ):
+            if component is not None and part is None:
+                raise BundleError(
+                    f"the enrolment of bundle {self.name} is calibrated for a {name} that it does not hold.",
+                    advice="Enrol this bundle again.",
+                )
+
+    def prepare(self, images: Sequence[Image]) -> Batch:
+        """Presentation values of any size to what the networks take."""
         with torch.inference_mode():
             if not images:
-                return torch.empty(0, self._planes, *self.input_size, device=self.device)
-            return self.preprocess.images(images).to(self.device)
+                return Batch(torch.empty(0, self._planes, *self.input_size))
+            planes = None if self.guard is None else self.guard.planes(images)
+            return Batch(self.preprocess.images(images), planes)
 
-    def score(self, batch: Tensor, seeds: Sequence[bytes]) -> list[Score]:
-        """One `Score` for each image of a prepared batch; `seeds` from `scoring.noise.seed`, one each.
+    def score(self, batch: Batch, seeds: Sequence[Seeds]) -> list[Score]:
+        """One `Score` for each image of a prepared batch, with the seeds of each (`scoring.noise.seeds`).
 
-        An uncalibrated scorer puts the largest probability drop into `statistic`; its thresholds are None.
+        Without an enrolment the whole ladder is drawn, the largest probability drop stands in `statistic`, and there
+        are no thresholds.
         """
-        return [self._score(curve) for curve in self.curves(batch, seeds)]
+        calibration = None if self.enrolment is None else self.enrolment.calibration
+        if calibration is None:
+            draws = self.noise.ladder()
+            evidence, _ = self.look(batch, seeds, draws)
+            return [self._unenrolled(one.seen, len(draws) + 1) for one in evidence]
+        evidence, votes = self.look(batch, seeds, ())
+        found = self._cascade(batch.pixels, evidence, seeds, calibration)
+        return [
+            self._enrolled(evidence, statistic, stage, passes, vote, calibration)
+            for (evidence, statistic, stage, passes), vote in zip(found, votes, strict=True)
+        ]
 
-    def curves(self, batch: Tensor, seeds: Sequence[bytes]) -> list[NoiseCurve]:
-        """The raw numbers of the noise check, which a calibration is fitted on."""
-        return consistency.curves(self.logits, batch.to(self.device), seeds, self.noise)
+    def look(
+        self, batch: Batch, seeds: Sequence[Seeds], draws: Sequence[Draw], *, canonical: bool = False
+    ) -> tuple[list[Evidence], list[Vote | None]]:
+        """What the checks see of each image with the named draws, and what the guard says; no cascade, no judgement."""
+        answered = self.answer(batch.pixels)
+        noisy = self._noisy(batch.pixels, seeds, draws, canonical=canonical)
+        evidence: list[Evidence] = []
+        votes: list[Vote | None] = []
+        for place, odds in enumerate(answered.log_odds):
+            seen = Observation(odds, noisy[place], tuple(draws))
+            vote = distances = None
+            if self.guard is not None and batch.planes is not None:
+                vote = self.guard.vote(batch.planes[place], seen.answer, seeds[place].guard)
+            if self.feature_model is not None:
+                distances = self.feature_model.distances(answered.features[place], seen.answer)
+            evidence.append(Evidence(seen, distances, None if vote is None else vote.first_share))
+            votes.append(vote)
+        return evidence, votes
 
-    def logits(self, batch: Tensor) -> Tensor:
-        """Logit towards `labels[1]`, shape (N,), of a prepared batch; gradients flow."""
-        logits: Tensor = self._model(batch)
-        return logits
+    def answer(self, pixels: Tensor) -> Answered:
+        """What the protected model says to prepared pixels, on the canonical path."""
+        odds, features = [], []
+        with torch.inference_mode():
+            for part in torch.split(pixels, _CANONICAL_CHUNK):
+                outputs, seen = self._canonical(part)
+                odds.append(self.head.log_odds(outputs))
+                features.append(seen)
+        if not odds:
+            return Answered(np.empty((0, self.head.questions, self.head.classes)), np.empty((0, 0)))
+        return Answered(torch.cat(odds).double().numpy(), torch.cat(features).double().numpy())
 
-    def saliency(self, batch: Tensor) -> NDArray[np.float32]:
-        """Where the answer is most sensitive: |gradient of the logit|, averaged locally, largest value 1.
+    def log_odds(self, pixels: Tensor) -> Tensor:
+        """Log-odds (N, questions, classes) of prepared pixels on the canonical path; gradients flow."""
+        return self.head.log_odds(self._canonical(pixels)[0])
+
+    def quick_log_odds(self, pixels: Tensor) -> Tensor:
+        """The same on the fast path, on the CPU, without gradients: for teaching a guard, never for an answer."""
+        with torch.inference_mode():
+            return self.head.log_odds(self._fast(pixels.to(self.device))[0]).cpu()
+
+    def saliency(self, pixels: Tensor) -> NDArray[np.float32]:
+        """Where the answer is most sensitive: |gradient of the margin|, averaged locally, largest value 1.
 
         Shape (N, planes, H, W) -> (N, H, W), for the picture that goes with the evidence (Simonyan et al. 2013).
         """
-        pixels = batch.detach().clone().to(self.device).requires_grad_()
+        wanted = pixels.detach().clone().requires_grad_()
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self.logits(pixels).sum(), pixels)
+            odds = self.log_odds(wanted)
+            (gradient,) = torch.autograd.grad(head.margins(odds, head.answers(odds)).sum(), wanted)
         strength = gradient.abs().amax(1, keepdim=True)
         strength = F.avg_pool2d(strength, _SALIENCY_WINDOW, stride=1, padding=_SALIENCY_WINDOW // 2)
         strength = strength / strength.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
-        saliency: NDArray[np.float32] = strength[:, 0].cpu().numpy()
+        saliency: NDArray[np.float32] = strength[:, 0].numpy()
         return saliency
 
-    def _score(self, curve: NoiseCurve) -> Score:
-        if self.calibration is None:
-            statistic = float(np.max(curve.probability_drops))
-        else:
-            statistic = self.calibration.statistic_of(curve)
-        return Score(
-            predicted=self.labels[1] if curve.logit >= 0 else self.labels[0],
-            probability=curve.probability,
-            margin=curve.margin,
-            levels=self.noise.levels,
-            probability_drops=tuple(map(float, curve.probability_drops)),
-            logit_drops=tuple(map(float, curve.logit_drops)),
-            min_noisy_margin=float(np.min(curve.noisy_margins)),
-            statistic=statistic,
+    def _noisy(
+        self, pixels: Tensor, seeds: Sequence[Seeds], draws: Sequence[Draw], *, canonical: bool
+    ) -> NDArray[np.float64]:
+        if not draws or not len(pixels):
+            return np.empty((len(pixels), len(draws), self.head.questions, self.head.classes))
+        network = self._canonical if canonical else self._fast
+        place = torch.device("cpu") if canonical else self.device
+        chunk = _CANONICAL_CHUNK if canonical else (_CPU_CHUNK if place.type == "cpu" else _DEVICE_CHUNK)
+        return consistency.observe(
+            lambda copies: self.head.log_odds(network(copies)[0]),
+            pixels.to(place),
+            [seed.noise_check for seed in seeds],
+            self.noise,
+            draws,
+            chunk=chunk,
         )
+
+    def _cascade(
+        self, pixels: Tensor, evidence: Sequence[Evidence], seeds: Sequence[Seeds], calibration: Calibration
+    ) -> list[tuple[Evidence, float, int, int]]:
+        """Run the stages, each on the images that the one before did not end. What is close is drawn again, exactly.
+
+        Returns for each image its evidence, score, last stage, and the forward passes that it took.
+        """
+        found: list[tuple[Evidence, float, int, int]] = [(one, math.nan, 0, 1) for one in evidence]
+        left = list(range(len(evidence)))
+        for stage in range(len(calibration.stages)):
+            if not left:
+                break
+            self._stage(pixels, found, left, seeds, calibration, stage=stage, canonical=False)
+            close = [i for i in left if self._is_close(found[i][1], calibration, stage)]
+            if close:
+                self._stage(pixels, found, close, seeds, calibration, stage=stage, canonical=True)
+            left = [i for i in left if not calibration.ends(found[i][1], stage)]
+        return found
+
+    def _stage(
+        self,
+        pixels: Tensor,
+        found: list[tuple[Evidence, float, int, int]],
+        places: Sequence[int],
+        seeds: Sequence[Seeds],
+        calibration: Calibration,
+        *,
+        stage: int,
+        canonical: bool,
+    ) -> None:
+        """Make the draws of one stage for the images at `places` (all of them again where `canonical`), and score."""
+        wanted = calibration.stages[stage].draws
+        first = found[places[0]][0].seen
+        had = () if canonical else first.draws
+        fresh = tuple(draw for draw in wanted if draw not in had)
+        noisy = self._noisy(pixels[list(places)], [seeds[i] for i in places], fresh, canonical=canonical)
+        for i, row in zip(places, noisy, strict=True):
+            evidence, _, _, passes = found[i]
+            seen = Observation(evidence.seen.clean, row, fresh) if canonical else evidence.seen.joined(row, fresh)
+            joined = Evidence(seen, evidence.distances, evidence.guard_share)
+            found[i] = (joined, calibration.statistic_after(joined, stage), stage, passes + len(fresh))
+
+    def _is_close(self, statistic: float, calibration: Calibration, stage: int) -> bool:
+        """True where rounding on the fast path might have turned the decision."""
+        if self._fast is self._canonical or not math.isfinite(statistic):
+            return self._fast is not self._canonical
+        assert self.enrolment is not None
+        bounds = (calibration.threshold, *calibration.exits[stage : stage + 1])
+        return any(abs(statistic - bound) <= self.enrolment.tolerance.statistic for bound in bounds)
+
+    def _enrolled(
+        self, evidence: Evidence, statistic: float, stage: int, passes: int, vote: Vote | None, calibration: Calibration
+    ) -> Score:
+        seen = consistency.curve(evidence.seen)
+        return Score(
+            **self._shown(seen, calibration.stages[stage].standardised(seen)),
+            statistic=statistic,
+            p_value=calibration.p_value(statistic, smallest_margin(evidence.seen)),
+            surprises=calibration.surprises(evidence, stage),
+            passes=passes,
+            guard=None if vote is None or self.guard is None else _recorded(vote, self.guard),
+        )
+
+    def _unenrolled(self, observation: Observation, passes: int) -> Score:
+        seen = consistency.curve(observation)
+        statistic = float(seen.probability_drops.max())
+        return Score(**self._shown(seen, seen.log_odds_drops), statistic=statistic, passes=passes)
+
+    def _shown(self, seen: NoiseCurve, scaled: NDArray[np.float64]) -> dict[str, Any]:
+        """What a person is shown: the question whose answer the noise shakes most, and where it shakes it to.
+
+        `scaled`: (questions, levels, classes), the larger the more the noise favours that class.
+        """
+        highest = np.nan_to_num(scaled, nan=np.inf).max(1)  # question, class
+        question, other = (int(i) for i in np.unravel_index(int(highest.argmax()), highest.shape))
+        likely = list(seen.answer)
+        likely[question] = other
+        drops = seen.log_odds_drops[question]
+        return {
+            "predicted": self.head.name(seen.answer),
+            "likely": self.head.name(tuple(likely)),
+            "probability": float(seen.probability[question]),
+            "margin": float(seen.margin.min()),
+            "levels": tuple(self.noise.levels[level] for level in seen.levels),
+            "probability_drops": tuple(map(float, seen.probability_drops[question])),
+            "logit_drops": tuple(map(float, drops[:, other])),
+            "min_noisy_margin": float(seen.noisy_margins[question].min()),
+        }
 
     def _try_out(self) -> None:
         """A forward pass on mid gray: what does not run now must not be found out by a patient's image."""
         try:
             with torch.inference_mode():
                 pixels = self.preprocess(torch.full((self._planes, 2 * self.input_size[0], self.input_size[1]), 0.5))
-                logits = self.logits(pixels.unsqueeze(0).to(self.device))
+                odds = self.log_odds(pixels.unsqueeze(0))
+                self.head.log_odds(self._fast(pixels.unsqueeze(0).to(self.device))[0])
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise BundleError(
                 f"bundle {self.name}: the network does not run on its own input: {_one_line(error)}.",
-                advice="Check the transforms, the input size and the number of planes against the training code.",
+                advice="Check the labels, the transforms, the input size and the number of planes against the training"
+                " code.",
             ) from error
         if tuple(pixels.shape[1:]) != self.input_size:
             raise BundleError(
                 f"bundle {self.name}: the transforms make {tuple(pixels.shape[1:])}, not {self.input_size}.",
                 advice="End the transforms with a Resize to the input size.",
             )
-        if logits.shape != (1,) or not math.isfinite(float(logits[0])):
-            raise BundleError(f"bundle {self.name}: the network does not give one finite logit.")
+        if not odds.isfinite().all():
+            raise BundleError(f"bundle {self.name}: the network's outputs are not finite.")
+
+
+def _recorded(vote: Vote, guard: Guard) -> GuardVote:
+    return GuardVote(
+        votes=vote.votes,
+        draws=vote.draws,
+        outcome=vote.outcome.value,
+        majority=guard.head.name(vote.majority),
+        eps=guard.settings.eps,
+        sigma=guard.settings.sigma,
+        alpha=guard.settings.alpha,
+    )
 
 
 def _device(name: str) -> torch.device:
@@ -140,3 +370,6 @@ def _device(name: str) -> torch.device:
 
 def _one_line(error: Any) -> str:
     return " ".join(str(error).split())[:300]
+
+
+__all__ = ["Answered", "Batch", "Scorer"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +16,7 @@ mpl.use("agg")  # no display on a server; before pyplot is ever touched
 
 from matplotlib.figure import Figure  # after the backend is chosen
 
-from dicomguard.decision import Decision, Fault, Policy, Scored, Thresholds  # as above
+from dicomguard.decision import Decision, Fault, Policy, Score  # as above
 from dicomguard.screen.examine import Examined, Examiner  # as above
 from dicomguard.screen.verdicts import worst_frame  # as above
 
@@ -30,7 +30,8 @@ def collect(
     """File names and contents for one held decision: `evidence.json` and, per flagged instance, two pictures."""
     summary = {
         "decision": decision.to_json(),
-        "seed": "HMAC-SHA256(site key, SOP Instance UID, frame, SHA-256 of the data set, fingerprint, purpose)",
+        "seed": "HMAC-SHA256(site key, SOP Instance UID, frame, SHA-256 of the data set, fingerprint, purpose);"
+        " 'dicomguard evidence export' gives out those of this decision, never the key",
         "receipts": [item.instance.receipt.to_json() for item in examined],
     }
     yield "evidence.json", json.dumps(summary, indent=1, allow_nan=True).encode()
@@ -45,24 +46,36 @@ def collect(
         worst = worst_frame(item.finding, thresholds, policy)
         stem = item.instance.path.stem
         if thresholds is not None and worst.is_finite:
-            yield f"{stem}.noise.png", noise_curve(item.finding, thresholds, policy)
+            theta = dict(zip(item.model.scorer.noise.levels, thresholds.paper_theta, strict=True))
+            yield f"{stem}.noise.png", noise_curve(worst, theta, thresholds.statistic)
         seen = examiner.saliency(item, worst.frame)
         if seen is not None:
             image, prepared, saliency = seen
             yield f"{stem}.saliency.png", saliency_picture(prepared.numpy(), saliency.numpy(), image.frame)
 
 
-def noise_curve(scored: Scored, thresholds: Thresholds, policy: Policy) -> bytes:
-    """PNG: drop of the predicted class's probability and logit against the noise level, with the paper's theta."""
-    score = worst_frame(scored, thresholds, policy)
+def noise_curve(score: Score, theta: Mapping[float, float], threshold: float) -> bytes:
+    """PNG: drop of the predicted class's probability and log-odds against the noise level, with the paper's theta.
+
+    `theta`: noise level (fraction of the input range) -> threshold. Only the levels that were drawn are shown: a look
+    that found nothing ends early.
+    """
     percent = [100 * level for level in score.levels]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(percent, score.probability_drops, "o-", color="#b2182b", label="this image")
-    left.plot(percent, thresholds.paper_theta, "s--", color="#555555", label="theta = 2 std of clean images")
+    drawn = [level for level in score.levels if level in theta]
+    left.plot(
+        [100 * level for level in drawn],
+        [theta[level] for level in drawn],
+        "s--",
+        color="#555555",
+        label="theta = 2 std of clean images",
+    )
     left.set(ylabel="drop of probability", ylim=(min(-0.05, *score.probability_drops), 1.05))
     left.legend(frameon=False)
-    right.plot(percent, score.logit_drops, "o-", color="#2166ac", label="this image")
+    towards = f" to '{score.likely}'" if score.likely else ""
+    right.plot(percent, score.logit_drops, "o-", color="#2166ac", label=f"this image{towards}")
     right.axhline(score.margin, color="#555555", linestyle=":", label="margin without noise")
     highest = max(score.margin, *score.logit_drops)
     right.set(ylabel="drop of margin (logit)", ylim=(min(-0.1 * highest, *score.logit_drops), 1.4 * highest))
@@ -73,7 +86,7 @@ def noise_curve(scored: Scored, thresholds: Thresholds, policy: Policy) -> bytes
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
         f"frame {score.frame}: '{score.predicted}' with {score.probability:.3f};"
-        f" statistic {score.statistic:.2f}, threshold {thresholds.statistic:.2f}",
+        f" statistic {score.statistic:.2f}, threshold {threshold:.2f}, p-value {score.p_value:.2g}",
         fontsize=10,
     )
     return _png(figure)

@@ -24,7 +24,6 @@ _log = logging.getLogger(__name__)
 # Frames scored in one go: enough to keep the processor busy, small enough that a study of 2,000 slices needs no memory.
 _BATCH_FRAMES = 8
 _FRAMES_PER_READ = 16
-_NOISE_CHECK = "noise-check"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +90,8 @@ class Examiner:
         )
         if isinstance(read, Fault):
             return None
-        batch = model.scorer.prepare(read)
-        return read[0], batch[0], torch.as_tensor(model.scorer.saliency(batch))[0]
+        pixels = model.scorer.prepare(read).pixels
+        return read[0], pixels[0], torch.as_tensor(model.scorer.saliency(pixels))[0]
 
     def _start(self, instance: Instance) -> _Open | Examined:
         receipt = instance.receipt
@@ -149,13 +148,12 @@ class Examiner:
     def _scores(self, batch: Sequence[tuple[_Open, Image]]) -> list[Score]:
         scorer = batch[0][0].model.scorer
         seeds = [
-            noise.seed(
+            noise.seeds(
                 self._noise_key,
                 item.instance.sop_instance_uid,
                 image.frame,
                 item.instance.receipt.sha256,
                 scorer.fingerprint,
-                _NOISE_CHECK,
             )
             for item, image in batch
         ]

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from dicomguard.association import AssociationEvent
@@ -19,6 +20,7 @@ from dicomguard.ledger import Ledger
 from dicomguard.screen import evidence
 from dicomguard.screen.examine import Examined, Examiner
 from dicomguard.screen.verdicts import Rules, Standing, decide_claim
+from dicomguard.screen.watch import Watch
 from dicomguard.spool import journal
 from dicomguard.spool.store import Claim, Settling, Spool
 from dicomguard.study import Instance, group_by_study, utc_now
@@ -27,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
 _REVIEWS_EVERY_S = 30.0
+_WATCH_EVERY_S = 60.0
+_TOGETHER = 16  # instances from which on no further study joins a batch: what a stop may have to wait for
 
 
 class Screener:
@@ -40,6 +44,7 @@ class Screener:
         rules: Rules,
         settling: Settling,
         *,
+        watch: Watch | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
@@ -48,10 +53,13 @@ class Screener:
         self._examiner = examiner
         self._rules = rules
         self._settling = settling
+        self._watch = watch
         self._monotonic = monotonic
         self._now = now
         self._retries: list[tuple[Claim, bool]] = []
+        self._ahead: dict[Path, Examined] = {}
         self._next_reviews_s = 0.0
+        self._next_watch_s = 0.0
 
     def recover(self) -> int:
         """Take up what a former run left behind. Returns how many claims. To be done before the first step.
@@ -70,26 +78,70 @@ class Screener:
         return len(left)
 
     def step(self) -> bool:
-        """Take in the journal and screen one claim; True when there was something. So a stop waits for one claim only.
+        """Take in the journal and screen what is due, a batch at the most; True when there was something.
 
-        Raises LedgerError while the ledger is away.
+        Studies that are due at the same time are looked at together, until there are `_TOGETHER` instances: nobody
+        waits for company, and a stop waits for one batch only. Raises LedgerError while the ledger is away.
         """
         did = self._ingest_journal()
         if self._monotonic() >= self._next_reviews_s:
             self._next_reviews_s = self._monotonic() + _REVIEWS_EVERY_S
             self._finish_reviews()
+        if self._monotonic() >= self._next_watch_s:
+            self._next_watch_s = self._monotonic() + _WATCH_EVERY_S
+            self._look_for_drift()
         if self._retries:
             retry, was_overdue = self._retries.pop(0)
             self._screen(retry, is_overdue=was_overdue)
             return True
+        batch: list[tuple[Claim, bool]] = []
         for due in self._settling.due(self._monotonic()):
             claim = self._spool.claim(due.study_key)
             if claim is not None:
                 if due.is_late:
                     self._sound_late(claim, is_endless=due.is_endless)
-                self._screen(claim, is_overdue=due.is_endless)
-                return True
-        return did
+                batch.append((claim, due.is_endless))
+                if sum(len(claim.instances) for claim, _ in batch) >= _TOGETHER:
+                    break
+        self._screen_batch(batch)
+        return did or bool(batch)
+
+    def _screen_batch(self, batch: Sequence[tuple[Claim, bool]]) -> None:
+        """Screen claims that were taken together; what the ledger's absence leaves over is retried one by one."""
+        if len(batch) > 1:
+            self._look_ahead([claim for claim, is_overdue in batch if not is_overdue])
+        try:
+            for place, (claim, is_overdue) in enumerate(batch):
+                try:
+                    self._screen(claim, is_overdue=is_overdue)
+                except LedgerError:
+                    self._retries += batch[place + 1 :]
+                    raise
+        finally:
+            self._ahead.clear()
+
+    def _look_ahead(self, claims: Sequence[Claim]) -> None:
+        """Examine several claims' instances in common batches. Where that fails, each claim is examined by itself.
+
+        Only claims at their first attempt come here: one that kills the process takes the others along once at most.
+        """
+        instances = [instance for claim in claims for instance in claim.instances if not instance.receipt.fault]
+        try:
+            found = self._examiner.examine(instances)
+        except Exception:  # noqa: BLE001  # one claim's trouble must not become that of those beside it
+            _log.exception("%d claims could not be examined together; each is now examined by itself.", len(claims))
+            return
+        self._ahead = {one.instance.path: one for one in found}
+
+    def _look_for_drift(self) -> None:
+        if self._watch is None:
+            return
+        try:
+            self._watch.step()
+        except LedgerError:
+            raise
+        except Exception:  # noqa: BLE001  # whatever is wrong with the statistics, screening goes on
+            _log.exception("The drift watch failed; studies are screened as before.")
 
     def _sound_late(self, claim: Claim, *, is_endless: bool) -> None:
         detail = {"claim_id": claim.claim_id, "cause": "never quiet" if is_endless else "the screener was behind"}
@@ -214,7 +266,9 @@ class Screener:
             # The site chose that a late study does not wait for its scores: nobody looked, and the record says so.
             examined = [Examined(i, Fault(Reason.OVERDUE, "not screened: study.deadline_s had passed")) for i in plain]
         else:
-            examined = self._examiner.examine(plain)
+            left = [instance for instance in plain if instance.path not in self._ahead]
+            fresh = {one.instance.path: one for one in self._examiner.examine(left)} if left else {}
+            examined = [self._ahead.get(instance.path) or fresh[instance.path] for instance in plain]
         conflict = Fault(Reason.UID_CONFLICT, "another data set with this SOP Instance UID was received before")
         return examined + [Examined(i, conflict) for i in instances if i in conflicts]
 

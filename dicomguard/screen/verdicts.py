@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -19,12 +20,14 @@ from dicomguard.decision import (
     Reason,
     Score,
     Scored,
+    StudyRuling,
     Thresholds,
     decide_study,
     judge,
     judge_score,
 )
 from dicomguard.decision import Fault as FaultFinding
+from dicomguard.scoring.scorer import Scorer
 from dicomguard.screen.examine import Examined, effective_mode
 from dicomguard.study import Uid
 
@@ -82,7 +85,8 @@ def _has(examined: Examined, reason: Reason) -> bool:
 def _decide(
     claim_id: str, examined: Sequence[Examined], standing: Standing, rules: Rules, *, is_overdue: bool, now: datetime
 ) -> Decision:
-    instances = tuple(instance_decision(e, rules) for e in examined)
+    rulings = study_rulings(examined)
+    instances = tuple(instance_decision(e, rules, ruling) for e, ruling in zip(examined, rulings, strict=True))
     mode: Mode = "enforce" if any(i.mode == "enforce" for i in instances) else "shadow"
     # In shadow the detector's opinions hold nothing, also not through an earlier version; faults of a transfer do.
     is_held = bool(standing.held_for if mode == "enforce" else standing.held_for & ALWAYS_HELD)
@@ -114,13 +118,65 @@ def _decide(
     )
 
 
-def instance_decision(examined: Examined, rules: Rules) -> InstanceDecision:
-    """What goes on record about one instance."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an instance's frames stand in the ruling about its study: from number `first` on."""
+
+    ruling: StudyRuling
+    first: int
+
+
+def study_rulings(examined: Sequence[Examined]) -> list[Place | None]:
+    """For each instance the ruling on all frames of its bundle; None where each frame is judged by itself.
+
+    That is the case for a single frame, whose own threshold is the promise, and for an enrolment without a study test.
+    """
+    places: list[Place | None] = [None] * len(examined)
+    by_model: dict[int, list[int]] = {}
+    for index, item in enumerate(examined):
+        if item.model is not None and isinstance(item.finding, Scored):
+            by_model.setdefault(id(item.model), []).append(index)
+    for indices in by_model.values():
+        model = examined[indices[0]].model
+        assert model is not None
+        enrolment = model.scorer.enrolment
+        counts = [len(_scores_of(examined[index])) for index in indices]
+        if enrolment is None or enrolment.studies is None or sum(counts) < 2:
+            continue
+        found = enrolment.studies.judge([s.statistic for index in indices for s in _scores_of(examined[index])])
+        ruling = StudyRuling(
+            images=sum(counts),
+            score=found.score,
+            threshold=found.threshold,
+            p_value=found.p_value,
+            has_promise=found.has_promise,
+            is_flagged=found.flagged,
+            suspects=frozenset(found.suspects),
+        )
+        first = 0
+        for index, count in zip(indices, counts, strict=True):
+            places[index] = Place(ruling, first)
+            first += count
+    return places
+
+
+def _scores_of(examined: Examined) -> tuple[Score, ...]:
+    return examined.finding.scores if isinstance(examined.finding, Scored) else ()
+
+
+def instance_decision(examined: Examined, rules: Rules, place: Place | None = None) -> InstanceDecision:
+    """What goes on record about one instance; `place` where its study is judged as a whole."""
     receipt = examined.instance.receipt
     scorer = examined.model.scorer if examined.model is not None else None
     thresholds = scorer.thresholds if scorer is not None else None
     finding = examined.finding
-    judgement = judge(finding, thresholds, rules.policy)
+    judgement = judge(
+        finding,
+        thresholds,
+        rules.policy,
+        ruling=None if place is None else place.ruling,
+        first=0 if place is None else place.first,
+    )
     return InstanceDecision(
         sop_instance_uid=receipt.sop_instance_uid,
         sop_class_uid=receipt.sop_class_uid,
@@ -136,7 +192,9 @@ def instance_decision(examined: Examined, rules: Rules) -> InstanceDecision:
         bundle=scorer.name if scorer else None,
         fingerprint=scorer.fingerprint if scorer else None,
         detail=finding.detail if isinstance(finding, FaultFinding) else "",
-        scores=None if isinstance(finding, FaultFinding) else _scores(finding, thresholds, rules.policy),
+        scores=None
+        if isinstance(finding, FaultFinding) or scorer is None
+        else _scores(finding, scorer, rules.policy, place),
     )
 
 
@@ -151,15 +209,26 @@ def worst_frame(scored: Scored, thresholds: Thresholds | None, policy: Policy) -
     return max(scored.scores, key=alarm)
 
 
-def _scores(scored: Scored, thresholds: Thresholds | None, policy: Policy) -> dict[str, Any]:
-    """What the ledger keeps of the scores: the worst frame whole, of every other frame the statistic and the margin."""
-    worst = worst_frame(scored, thresholds, policy)
-    found: dict[str, Any] = {"frames": len(scored.scores), "worst": asdict(worst), "noise_purpose": "noise-check"}
-    if thresholds is not None:
+def _scores(scored: Scored, scorer: Scorer, policy: Policy, place: Place | None) -> dict[str, Any]:
+    """What the ledger keeps of the scores: the worst frame whole, of every frame the numbers that decide."""
+    thresholds = scorer.thresholds
+    found: dict[str, Any] = {
+        "frames": len(scored.scores),
+        "enrolment": scorer.enrolment_sha256,
+        "worst": asdict(worst_frame(scored, thresholds, policy)),
+        "statistics": [score.statistic for score in scored.scores],
+        "margins": [score.margin for score in scored.scores],
+        "assurance": "proven" if all(score.assurance == "proven" for score in scored.scores) else "screened",
+        "passes": sum(score.passes for score in scored.scores),
+    }
+    if thresholds is not None and scorer.enrolment is not None:
         found["thresholds"] = asdict(thresholds)
-        paper = worst.probability_drops[thresholds.paper_level] > thresholds.paper_theta[thresholds.paper_level]
-        found["paper_mode_flags"] = bool(paper)
-    if len(scored.scores) > 1:
-        found["statistics"] = [score.statistic for score in scored.scores]
-        found["margins"] = [score.margin for score in scored.scores]
+        found["p_values"] = [score.p_value for score in scored.scores]
+        # What a p-value can resolve: the drift watch must know how many clean images stand behind it.
+        found["calibration_images"] = scorer.enrolment.calibration.images[1]
+    if place is not None:
+        found["study"] = place.ruling.to_json() | {"first": place.first}
+    guards = Counter(score.guard.outcome for score in scored.scores if score.guard is not None)
+    if guards:
+        found["guard"] = dict(sorted(guards.items()))
     return found

@@ -57,7 +57,12 @@ def test_a_phantom_goes_through_the_pipe_unchanged(worker: DecodeWorker, chest: 
     assert isinstance(got, list)
     (expected,) = images(phantom.make(1, opacity=True, rows=128, columns=96))
     np.testing.assert_array_equal(got[0].pixels, expected.pixels)
-    assert dataclasses.replace(got[0], pixels=expected.pixels) == expected
+    small, wanted = got[0].miniature, expected.miniature
+    assert small is not None
+    assert wanted is not None
+    np.testing.assert_array_equal(small.values, wanted.values)
+    assert (small.low, small.high) == (wanted.low, wanted.high) == (0, 4095)
+    assert dataclasses.replace(got[0], pixels=expected.pixels, miniature=wanted) == expected
     assert got[0].pixels.flags.writeable
 
 

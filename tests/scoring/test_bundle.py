@@ -36,7 +36,7 @@ def pin(folder: Path) -> None:
 def test_a_bundle_comes_back_as_it_was_written(small_bundle: Path) -> None:
     read = Bundle(small_bundle)
     assert read.metadata.labels == ("normal", "opacity")
-    assert read.calibration is None
+    assert not (small_bundle / "enrolment").exists()
     assert len(read.fingerprint) == 64
     described = bundle.describe(small_bundle)
     assert json.loads(json.dumps(described))["network"] == "EfficientNetLite0"
@@ -108,7 +108,13 @@ REFUSED: list[tuple[str, Path, Callable[[dict[str, Any]], object], str]] = [
     ("level of 2", bundle.INFERENCE, lambda c: c["noise"].update(levels=[2.0]), "levels"),
     ("std of zero", bundle.INFERENCE, lambda c: c["input"].update(std=[0.0] * 3), "std"),
     ("two planes", bundle.INFERENCE, lambda c: c["input"].update(planes=2), "planes"),
-    ("three labels", bundle.METADATA, lambda c: c.update(labels=["a", "b", "c"]), "labels"),
+    ("three labels", bundle.METADATA, lambda c: c.update(labels=["a", "b", "c"]), "3 softmax labels"),
+    ("no labels", bundle.METADATA, lambda c: c.update(labels=[]), "labels"),
+    ("65 labels", bundle.METADATA, lambda c: c.update(labels=[f"l{n}" for n in range(65)]), "labels"),
+    ("equal labels", bundle.METADATA, lambda c: c.update(labels=["a", "a"]), "labels must differ"),
+    ("one label", bundle.METADATA, lambda c: c.update(labels=["a"]), "excludes at least two"),
+    ("head", bundle.INFERENCE, lambda c: c.update(head="sigmoid"), "head"),
+    ("several findings", bundle.INFERENCE, lambda c: c.update(head="multilabel"), "2 multilabel labels"),
     ("name", bundle.METADATA, lambda c: c.update(name="../up"), "name"),
     ("three logits", bundle.INFERENCE, lambda c: c["network_def"].update(num_classes=3), "do not fit"),
     ("size", bundle.INFERENCE, lambda c: c["input"].update(size=[32, 32]), "Resize"),
@@ -137,8 +143,9 @@ def test_broken_json_names_the_file(copy: Path) -> None:
         lambda c: c["noise"].update(levels=[0.01, 0.03, 0.06]),
         lambda c: c["preprocessing"][0].update(mode="bilinear"),
         lambda c: c["input"].update(mean=[0.4] * 3),
+        lambda c: c.update(head="multilabel"),
     ],
-    ids=["repeats", "levels", "resize", "mean"],
+    ids=["repeats", "levels", "resize", "mean", "head"],
 )
 def test_every_setting_that_moves_a_score_moves_the_fingerprint(
     copy: Path, change: Callable[[dict[str, Any]], object]
@@ -152,3 +159,15 @@ def test_words_about_the_model_do_not_move_the_fingerprint(copy: Path) -> None:
     before = Bundle(copy).fingerprint
     edit(copy, bundle.METADATA, lambda c: c.update(description="other words"))
     assert Bundle(copy).fingerprint == before
+
+
+def test_other_labels_move_the_fingerprint(copy: Path) -> None:
+    before = Bundle(copy).fingerprint
+    edit(copy, bundle.METADATA, lambda c: c.update(labels=["opacity", "normal"]))
+    assert Bundle(copy).fingerprint != before
+
+
+def test_another_version_of_the_statistic_moves_the_fingerprint(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Bundle(copy).fingerprint
+    monkeypatch.setattr(bundle, "STATISTIC", "another; 3")
+    assert Bundle(copy).fingerprint != before

@@ -52,15 +52,16 @@ def test_a_state_dict_becomes_a_bundle(state: dict[str, torch.Tensor], shape: st
         torch.save(state, weights)
     described = import_bundle(weights, tmp_path / "bundle", **OPTIONS)
     assert described["name"] == "own-model"
-    assert described["calibration"] is None
+    assert described["labels"] == ["normal", "abnormal"]
     scorer = Scorer.load(tmp_path / "bundle")
     reference = networks.build(OPTIONS["network"], OPTIONS["network_args"])
     reference.load_state_dict(state)
-    prepared = scorer.prepare([gray_image(1)])
+    prepared = scorer.prepare([gray_image(1)]).pixels
+    assert scorer.enrolment is None
     mean, std = (torch.tensor(OPTIONS[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     with torch.inference_mode():
-        zero, one = reference((prepared.expand(-1, 3, -1, -1) - mean) / std)[0].tolist()
-        assert float(scorer.logits(prepared)) == pytest.approx(one - zero, abs=1e-2)  # stored in half precision
+        expected = reference((prepared.expand(-1, 3, -1, -1) - mean) / std)[0]
+        assert scorer.log_odds(prepared)[0, 0].tolist() == pytest.approx(expected.tolist(), abs=1e-2)  # stored in half
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
@@ -126,3 +127,33 @@ def test_a_list_of_tensors_is_no_state_dict(tmp_path: Path) -> None:
     torch.save([torch.zeros(3)], tmp_path / "weights.pt")
     with pytest.raises(BundleError, match="no state dict"):
         import_bundle(tmp_path / "weights.pt", tmp_path / "bundle", **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("head", "labels", "questions", "classes"),
+    [
+        ("softmax", ("effusion", "mass", "nodule"), 1, 3),
+        pytest.param("multilabel", ("effusion", "mass", "nodule"), 3, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_network_with_three_outputs_becomes_a_bundle(
+    tmp_path: Path, head: str, labels: tuple[str, ...], questions: int, classes: int
+) -> None:
+    arguments = {"num_classes": 3}
+    torch.save(networks.build(OPTIONS["network"], arguments).state_dict(), tmp_path / "weights.pt")
+    changed = {**OPTIONS, "network_args": arguments, "labels": labels, "head": head}
+    described = import_bundle(tmp_path / "weights.pt", tmp_path / "bundle", **changed)
+    assert (described["head"], described["labels"]) == (head, list(labels))
+    scorer = Scorer.load(tmp_path / "bundle")
+    assert scorer.log_odds(torch.rand(2, 1, 64, 64)).shape == (2, questions, classes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("head", "labels"), [("softmax", ("a", "b", "c")), ("multilabel", ("a",))])
+def test_labels_that_do_not_fit_the_outputs_are_refused(
+    state: dict[str, torch.Tensor], tmp_path: Path, head: str, labels: tuple[str, ...]
+) -> None:
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(BundleError, match=f"for {len(labels)} {head} labels"):
+        import_bundle(tmp_path / "weights.pt", tmp_path / "bundle", **{**OPTIONS, "labels": labels, "head": head})
+    assert not (tmp_path / "bundle").exists()

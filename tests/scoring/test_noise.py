@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from dicomguard.scoring import noise
 
@@ -79,7 +82,60 @@ def test_the_seed_is_pinned_because_recorded_decisions_refer_to_it() -> None:
 
 PINNED = "9a1c1850d4ad510b0a7b642f910116191f67b93d7976b7f5eac10b9b85f0fd63"
 
+PINNED_NORMAL = [-0.5040024, -0.2521226, -1.3243625]
+
 
 def test_a_short_seed_is_refused() -> None:
     with pytest.raises(ValueError, match="16 bytes"):
         noise.uniform(b"short", [0], (4,))
+
+
+# Normal numbers ------------------------------------------------------------------------------------------------------
+
+
+def test_normal_numbers_follow_the_normal_law() -> None:
+    drawn = noise.normal(bytes(range(32)), range(10), (200, 101)).double()
+    assert drawn.shape == (10, 200, 101)
+    count = drawn.numel()
+    flat = drawn.flatten().numpy()
+    assert abs(flat.mean()) < 4 / math.sqrt(count)
+    assert abs(flat.var() - 1) < 4 * math.sqrt(2 / count)
+    assert abs((flat**3).mean()) < 4 * math.sqrt(15 / count)
+    assert abs((flat**4).mean() - 3) < 4 * math.sqrt(96 / count)
+    assert stats.kstest(flat, "norm").pvalue > 1e-3
+    # Both halves of the pairs, streams and neighbours are unrelated.
+    rows = drawn.flatten(1)
+    pairs = torch.stack([rows[:, :10_100].flatten(), rows[:, 10_100:].flatten()])
+    assert abs(float(torch.corrcoef(pairs)[0, 1])) < 4 / math.sqrt(count / 2)
+    assert abs(float(torch.corrcoef(rows[:2])[0, 1])) < 4 / math.sqrt(20_200)
+
+
+def test_a_normal_number_depends_on_its_seed_stream_and_place_alone() -> None:
+    seed = bytes(range(32))
+    together = noise.normal(seed, [3, 7, 11], (1, 6, 6))
+    assert torch.equal(together, noise.normal(seed, [3, 7, 11], (1, 6, 6)))
+    assert torch.equal(together[1], noise.normal(seed, [7], (1, 6, 6))[0])
+    assert not torch.equal(together[1], noise.normal(bytes(32), [7], (1, 6, 6))[0])
+    assert together.flatten()[:3].tolist() == pytest.approx(PINNED_NORMAL, abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [-1.0, -1.0 + 2.0**-23, 0.0, 1.0 - 2.0**-23])
+def test_every_uniform_number_becomes_a_finite_normal_one(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    monkeypatch.setattr(
+        noise, "uniform", lambda _seed, streams, shape, _device: torch.full((len(streams), *shape), value)
+    )
+    drawn = noise.normal(bytes(32), range(3), (40,))  # as many as vector instructions and the rest of a loop need
+    assert drawn.isfinite().all()
+    assert drawn.abs().max() < 5.9
+
+
+def test_an_odd_count_and_an_empty_one() -> None:
+    assert noise.normal(bytes(32), [0], (5,)).shape == (1, 5)
+    assert noise.normal(bytes(32), [0, 1], (0,)).shape == (2, 0)
+
+
+def test_seeds_of_one_frame_differ_by_purpose_and_say_which() -> None:
+    both = noise.seeds(b"key", "1.2.3", 0, "ab", "cd")
+    assert both.noise_check == noise.seed(b"key", **FIELDS)
+    assert both.guard == noise.seed(b"key", **{**FIELDS, "purpose": noise.GUARD})
+    assert both.guard != both.noise_check

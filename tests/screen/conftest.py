@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from dicomguard import phantom
 from dicomguard.decision import Policy, Score, Thresholds
 from dicomguard.ledger import Ledger
 from dicomguard.pixels.sandbox import DecodeWorker
+from dicomguard.scoring.scorer import Batch
 from dicomguard.screen.examine import Examiner
 from dicomguard.screen.protected import Protected
 from dicomguard.screen.screener import Screener
@@ -31,16 +33,19 @@ class StandInScorer:
     fingerprint = "f" * 64
     labels = ("normal", "opacity")
     thresholds = THRESHOLDS
+    noise = SimpleNamespace(levels=(0.01, 0.03))
+    enrolment = None
+    enrolment_sha256 = "e" * 64
 
     def prepare(self, images):
-        return torch.stack([torch.from_numpy(image.pixels.astype(np.float32)) for image in images])
+        return Batch(torch.stack([torch.from_numpy(image.pixels.astype(np.float32)) for image in images]))
 
     def score(self, batch, seeds):
         assert len(batch) == len(seeds)
-        return [self._one(round(float(image[0, 0, 0]) * 4095)) for image in batch]
+        return [self._one(round(float(image[0, 0, 0]) * 4095)) for image in batch.pixels]
 
-    def saliency(self, batch):
-        return np.ones((len(batch), *batch.shape[-2:]), np.float32)
+    def saliency(self, pixels):
+        return np.ones((len(pixels), *pixels.shape[-2:]), np.float32)
 
     def _one(self, code):
         if code == RAISES:

@@ -1,0 +1,47 @@
+"""What is left of an adversarial picture once it has been stored: the image that the node will read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicomguard.attacks.forge import presentation, stored_values
+from dicomguard.pixels.image import Image
+from dicomguard.pixels.miniature import Miniature, averaged
+
+
+def rounded(image: Image, adversarial: NDArray[np.float32]) -> Image:
+    """`adversarial` (1, H, W) in presentation values, rounded to stored integers, as an image with its miniature.
+
+    The same as forging a file and reading it back, without the file. Pixels outside the window, which an attack in
+    presentation values does not reach, count as stored at its edge.
+
+    Raises:
+        DicomguardError: the way from stored values to presentation is not affine; see `forge.stored_values`.
+
+    """
+    before = _stored(image)
+    after = stored_values(image, adversarial, before)
+    return replace(image, pixels=presentation(image, after), miniature=_moved(image, after - before))
+
+
+def _stored(image: Image) -> NDArray[np.int64]:
+    mapping = image.mapping
+    if mapping is None:
+        return np.zeros(image.pixels.shape[-2:], np.int64)  # `stored_values` then says why it cannot be done
+    stored = np.rint(image.pixels[0].astype(np.float64) / mapping.scale + mapping.offset)
+    found: NDArray[np.int64] = np.clip(stored, mapping.low, mapping.high).astype(np.int64)
+    return found
+
+
+def _moved(image: Image, change: NDArray[np.int64]) -> Miniature | None:
+    """The miniature after a change of stored values: averaging is linear, and its slope is that of its two ends."""
+    small, mapping = image.miniature, image.mapping
+    if small is None or mapping is None:
+        return small
+    slope = (small.high - small.low) / max(mapping.high - mapping.low, 1)
+    # In a miniature bright is large; a negative scale says that large stored values are dark.
+    moved = averaged(change.astype(np.float32)) * np.float32(slope if mapping.scale > 0 else -slope)
+    return Miniature(small.values + moved, small.low, small.high)

@@ -1,0 +1,152 @@
+"""`dicomguard enrol`: make a bundle ready for this site, or show what it promises."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markdown import Markdown
+
+from dicomguard.cli import compose
+from dicomguard.cli.compose import JsonOption
+from dicomguard.cli.output import Bars, console, print_json
+from dicomguard.decision import Fault
+from dicomguard.errors import BundleError
+
+if TYPE_CHECKING:  # imported by the commands that need them
+    from dicomguard.enrol.cleanset import Clean
+    from dicomguard.pixels.sandbox import DecodeWorker
+    from dicomguard.scoring.head import Answer, Head
+
+_FRAMES_PER_READ = 16
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the tree."""
+    app.command()(enrol)
+
+
+def enrol(
+    bundle: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="The bundle's folder.")],
+    clean: Annotated[
+        Path | None, typer.Option("--clean", exists=True, help="Clean DICOM studies of this site, trusted.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", exists=True, dir_okay=False, help="CSV with the columns file,label; several with |."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print what the present enrolment promises.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the enrolment (default: in the bundle's folder).")
+    ] = None,
+    alpha: Annotated[float, typer.Option("--alpha", min=0.001, max=0.5, help="False alarms per clean image.")] = 0.05,
+    eps: Annotated[
+        float, typer.Option("--eps", min=0, max=0.1, help="The guard's pixel budget, of its range; 0: no guard.")
+    ] = 0.004,
+    sigma: Annotated[
+        float | None, typer.Option("--sigma", min=0.05, max=2, help="The guard's noise (default: chosen for --eps).")
+    ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option("--window", help="LOW,HIGH: the guard's range in modality units, such as -1000,1000 for CT."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", envvar="DICOMGUARD_CONFIG", help="For the decoder's limits.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a bundle ready for this site from clean studies, and print what it can promise."""
+    from dicomguard.enrol import statement
+    from dicomguard.enrol.cleanset import Gathered
+    from dicomguard.enrol.enrolling import Wishes
+    from dicomguard.enrol.enrolling import enrol as make
+    from dicomguard.scoring.bundle import Bundle
+    from dicomguard.scoring.enrolment import FOLDER
+    from dicomguard.scoring.scorer import Scorer
+    from dicomguard.screen.files import find_files
+
+    if show == (clean is not None):
+        raise typer.BadParameter("give either --clean with a folder of clean studies, or --show")
+    if clean is not None:
+        limits = _range(window)
+        scorer = Scorer(Bundle(bundle))
+        gathered = Gathered(scorer, limits)
+        truths = {} if labels is None else _read_labels(labels, scorer.head)
+        files = list(find_files([clean]))
+        with compose.plain_decode_worker(config) as worker, Bars(quiet=as_json) as bars:
+            for done, path in enumerate(files, 1):
+                gathered.add_all(_frames(path, worker, truths.get(path.name)))
+                bars("read clean images", done, len(files))
+            if not gathered.images:
+                raise BundleError(
+                    f"There is no readable DICOM image in {clean}.", advice="Give a folder of clean studies."
+                )
+            stages: dict[str, float] = {}
+
+            def advance(stage: str, share: float) -> None:
+                stages[stage] = stages.get(stage, 0.0) + share
+                bars(stage, min(round(1000 * stages[stage]), 1000), 1000)
+
+            wishes = Wishes(alpha=alpha, eps=eps or None, sigma=sigma, window=limits)
+            source = f"{gathered.images} images of this site"
+            make(scorer, gathered, source, wishes, out or bundle / FOLDER, advance)
+    enrolled = Scorer.load(bundle, out).enrolment
+    if enrolled is None:
+        raise BundleError(f"{bundle} is not enrolled.", advice="Run 'dicomguard enrol' with --clean.")
+    if as_json:
+        print_json([statement.facts(enrolled)])
+    else:
+        console.print(Markdown(statement.page(enrolled)))
+
+
+def _frames(path: Path, worker: DecodeWorker, truth: Answer | None) -> Iterator[Clean]:
+    """Every frame of a file; none of one that is no image or cannot be read (the node would hold it)."""
+    from dicomguard.enrol.cleanset import Clean
+
+    located = worker.locate(path)
+    if isinstance(located, Fault):
+        return
+    header = worker.header(path, *located, [])
+    if isinstance(header, Fault) or not header.is_image:
+        return
+    for start in range(0, header.frames, _FRAMES_PER_READ):
+        images = worker.frames(path, *located, start, min(_FRAMES_PER_READ, header.frames - start))
+        if isinstance(images, Fault):
+            return
+        for image in images:
+            # Images without a patient are taken to be of different ones: the study is all that is known.
+            patient = header.patient_id or header.study_instance_uid
+            yield Clean(image, patient, header.study_instance_uid, header.sha256, truth)
+
+
+def _range(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter("write two numbers such as -1000,1000", param_hint="--window") from error
+    if not low < high:
+        raise typer.BadParameter("the low end comes first", param_hint="--window")
+    return low, high
+
+
+def _read_labels(table: Path, reading: Head) -> dict[str, Answer]:
+    """File name -> right answer. Raises BundleError naming the line that cannot be used."""
+    found: dict[str, Answer] = {}
+    with table.open(newline="") as lines:
+        rows = csv.DictReader(lines)
+        if not {"file", "label"} <= set(rows.fieldnames or ()):
+            raise BundleError(f"{table} lacks the columns file,label.", advice="Name them in its first line.")
+        for number, row in enumerate(rows, 2):
+            names = [name.strip() for name in (row["label"] or "").split("|") if name.strip()]
+            try:
+                found[Path(row["file"]).name] = reading.answer_of(names)
+            except ValueError as error:
+                known = ", ".join(itertools.islice(reading.labels, 10))
+                raise BundleError(f"{table}, line {number}: {error}.", advice=f"The labels are {known}.") from error
+    return found

@@ -1,0 +1,150 @@
+"""The clean images of a site: divided by patient, prepared once, and named by a hash that an auditor can check."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dicomguard.pixels.image import Image
+from dicomguard.scoring.head import Answer
+from dicomguard.scoring.scorer import Batch, Scorer
+
+
+class Part(StrEnum):
+    """Who may look at an image: the guard's training, the self-test, the reference, or the thresholds."""
+
+    DISTILLED = "distilled"
+    VALIDATION = "validation"
+    REFERENCE = "reference"
+    HELD_BACK = "held_back"
+
+
+# Shares of the patients. The guard needs most; the held-back part is what every promise rests on.
+SHARES = {Part.DISTILLED: 0.50, Part.VALIDATION: 0.06, Part.REFERENCE: 0.14, Part.HELD_BACK: 0.30}
+
+
+@dataclass(frozen=True, slots=True)
+class Clean:
+    """One clean frame as the node would read it. `patient` and `study` are what repeats together.
+
+    `sha256`: of its data set. `truth`: the right answer, where known. `part`: where the caller divides.
+    """
+
+    image: Image
+    patient: str
+    study: str
+    sha256: str
+    truth: Answer | None = None
+    part: Part | None = None
+
+    @property
+    def key(self) -> str:
+        """Stands for this frame wherever order must not depend on file names."""
+        return hashlib.sha256(f"{self.sha256}\0{self.image.frame}".encode()).hexdigest()
+
+
+def part_of(patient: str) -> Part:
+    """A patient's part, by a hash of the name alone, so that adding images moves none that were there."""
+    position = int.from_bytes(hashlib.sha256(f"enrolment part\0{patient}".encode()).digest()[:8], "big") / 2**64
+    for part, share in SHARES.items():
+        if position < share:
+            return part
+        position -= share
+    return Part.HELD_BACK
+
+
+def is_reference(patient: str) -> bool:
+    """True for one third of the patients: where images that are all for calibration are divided, by hash."""
+    return int.from_bytes(hashlib.sha256(f"reference\0{patient}".encode()).digest()[:4], "big") < 2**32 // 3
+
+
+@dataclass(slots=True)
+class CleanSet:
+    """Prepared pictures of one part: pixels as 16-bit integers, planes for the guard in modality units."""
+
+    items: list[Clean] = field(default_factory=list)  # images are dropped but for the first few; see `Gathered`
+    pixels: list[NDArray[np.uint16]] = field(default_factory=list)
+    planes: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def batch(self, places: Sequence[int]) -> Batch:
+        """The pictures at `places` as the scorer takes them."""
+        pixels = torch.from_numpy(np.stack([self.pixels[i] for i in places]).astype(np.float32) / np.float32(65535))
+        return Batch(pixels, torch.from_numpy(np.stack([self.planes[i] for i in places])))
+
+    def one_per_patient(self) -> list[int]:
+        """Places of one frame of each patient, picked by hash: frames of one patient are not independent draws."""
+        best: dict[str, int] = {}
+        for place, item in enumerate(self.items):
+            known = best.get(item.patient)
+            if known is None or item.key < self.items[known].key:
+                best[item.patient] = place
+        return sorted(best.values())
+
+    def studies(self) -> list[list[int]]:
+        """Places grouped by study."""
+        groups: dict[str, list[int]] = {}
+        for place, item in enumerate(self.items):
+            groups.setdefault(item.study, []).append(place)
+        return list(groups.values())
+
+
+class Gathered:
+    """All clean images, by part. `window`: the guard's fixed range in modality units, None for that of Bits Stored."""
+
+    def __init__(self, scorer: Scorer, window: tuple[float, float] | None) -> None:
+        self._scorer = scorer
+        self._window = window
+        self.parts = {part: CleanSet() for part in Part}
+        self.digests: set[str] = set()
+        self.patients: set[str] = set()
+
+    def add_all(self, images: Iterable[Clean]) -> None:
+        """Take in clean frames; of a frame that comes twice the first one counts."""
+        seen: set[str] = set()
+        for clean in images:
+            if clean.key not in seen and clean.image.miniature is not None:
+                seen.add(clean.key)
+                self.add(clean)
+
+    def add(self, clean: Clean) -> None:
+        """Prepare one frame."""
+        part = clean.part or part_of(clean.patient)
+        target = self.parts[part]
+        with torch.inference_mode():
+            pixels = self._scorer.preprocess.images([clean.image])[0].numpy()
+        small = clean.image.miniature
+        assert small is not None
+        low, high = self._window or (small.low, small.high)
+        plane = np.clip((small.values - np.float32(low)) / np.float32(high - low), 0, 1)
+        target.pixels.append(np.rint(pixels * 65535).astype(np.uint16))
+        target.planes.append(plane[None])
+        # Native pixels are attacked in the self-test only; all of them would not fit into memory.
+        target.items.append(clean if part is Part.VALIDATION else _without_pixels(clean))
+        self.digests.add(clean.sha256)
+        self.patients.add(clean.patient)
+
+    @property
+    def images(self) -> int:
+        """How many frames there are."""
+        return sum(len(part) for part in self.parts.values())
+
+    def sha256(self) -> str:
+        """The name of the clean set: SHA-256 over the sorted digests of its data sets, one a line."""
+        return hashlib.sha256("".join(f"{digest}\n" for digest in sorted(self.digests)).encode()).hexdigest()
+
+
+def _without_pixels(clean: Clean) -> Clean:
+    image = clean.image
+    empty = Image(
+        np.empty((0, 0, 0), np.float32), image.frame, image.bits_stored, image.photometric_interpretation, "", None
+    )
+    return Clean(empty, clean.patient, clean.study, clean.sha256, clean.truth, clean.part)

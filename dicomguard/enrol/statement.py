@@ -1,0 +1,174 @@
+"""One page that says what an enrolment promises, and what it does not: for the people who sign for the node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from scipy import stats
+
+from dicomguard.scoring.enrolment import CertifiedShare, Enrolment
+
+_SIZES = (1, 10, 100, 500)
+_BITS = (8, 12, 16)
+
+
+def clopper_pearson(hits: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a binomial share (Clopper, Pearson 1934)."""
+    tail = (1 - confidence) / 2
+    low = 0.0 if hits == 0 else float(stats.beta.ppf(tail, hits, count - hits + 1))
+    high = 1.0 if hits == count else float(stats.beta.ppf(1 - tail, hits + 1, count - hits))
+    return low, high
+
+
+def false_alarm_band(held_back: int, alpha: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Where the realised false-alarm rate of this very enrolment lies: Beta(k, n + 1 - k), k = floor(alpha (n + 1)).
+
+    Vovk 2012. The mean over enrolments is at most alpha; one enrolment is somewhat above or below it.
+    """
+    k = max(int(alpha * (held_back + 1) + 1e-9), 1)
+    law = stats.beta(k, held_back + 1 - k)
+    tail = (1 - confidence) / 2
+    return float(law.ppf(tail)), float(law.ppf(1 - tail))
+
+
+def hold_rate(share: CertifiedShare, images: int) -> float:
+    """What `certificate: require` holds of clean studies of `images` images, if images were independent."""
+    return float(1 - (share.certified / max(share.tested, 1)) ** images)
+
+
+def page(enrolment: Enrolment) -> str:
+    """The statement as Markdown."""
+    return "\n".join(_lines(enrolment)) + "\n"
+
+
+def facts(enrolment: Enrolment) -> dict[str, Any]:
+    """The same for machines: the enrolment without the numbers that only the scorer reads."""
+    low, high = false_alarm_band(enrolment.calibration.images[1], enrolment.alpha)
+    return {
+        **enrolment.model_dump(mode="json", exclude={"calibration", "studies"}),
+        "threshold": enrolment.calibration.threshold,
+        "margin_floor": enrolment.calibration.margin_floor,
+        "false_alarm_interval": [low, high],
+        "images_promised": 1 if enrolment.studies is None else enrolment.studies.promise_up_to(),
+        "require_holds": {str(n): hold_rate(enrolment.certified[-1], n) for n in _SIZES}
+        if enrolment.guard is not None and enrolment.certified
+        else None,
+    }
+
+
+def _lines(e: Enrolment) -> Iterator[str]:
+    c = e.clean_set
+    yield f"# What dicomguard promises for {e.bundle}"
+    yield ""
+    yield f"Bundle fingerprint `{e.fingerprint}`, enrolled {e.created}."
+    yield f"Clean set: {c.images} images of {c.patients} patients ({c.source}), SHA-256 `{c.sha256}`."
+    yield (
+        f"Divided by patient: {c.distilled} taught the guard, {c.validation} were attacked, {c.reference} are the"
+        f" reference, {c.held_back} were held back for the thresholds."
+    )
+    yield ""
+    yield f"**May be enforced: {'yes' if e.armed == 'enforce' else 'no, shadow only'}.** {e.refusal}".rstrip()
+    yield ""
+    yield from _alarms(e)
+    yield from _studies(e)
+    yield from _certificate(e)
+    yield from _self_test(e)
+    yield "## What is not promised"
+    yield ""
+    yield "- Nothing about another model: this is about the bundle, and the AI behind the node may be another one."
+    yield "- No detection rate against an attacker who knows the check and optimises through it."
+    yield "- Nothing where traffic differs from the clean set: another scanner, protocol or compression."
+    yield "  'dicomguard drift' watches for that; enrol again when it says so."
+    yield "- Nothing about headers, about edits larger than the budget, or about the bundle being right."
+
+
+def _alarms(e: Enrolment) -> Iterator[str]:
+    low, high = false_alarm_band(e.calibration.images[1], e.alpha)
+    yield "## False alarms"
+    yield ""
+    yield (
+        f"A clean image like those of the clean set is held with probability at most {e.alpha:g}. With"
+        f" {e.calibration.images[1]} held-back images the rate of this enrolment lies between {low:.3f} and {high:.3f}"
+        " (95 %)."
+    )
+    yield ""
+
+
+def _studies(e: Enrolment) -> Iterator[str]:
+    yield "## Whole studies"
+    yield ""
+    reached = 1 if e.studies is None else e.studies.promise_up_to()
+    if e.studies is not None and reached:
+        yield f"The same holds for a clean study as a whole up to {reached} image(s)."
+    yield (
+        f"**No promise above {reached} image(s)**: too few clean studies of that size were enrolled"
+        f" ({_needed(e.alpha)} are needed for each size). Larger studies are judged by an extrapolated tail."
+    )
+    yield ""
+    if e.studies is not None:
+        yield "| images in the study | clean studies | promise |"
+        yield "|---|---|---|"
+        for band in e.studies.bands:
+            promise = f"at most {e.alpha:g}" if band.threshold is not None else "none"
+            yield f"| {band.low}-{band.high} | {band.studies} | {promise} |"
+        yield ""
+
+
+def _needed(alpha: float) -> int:
+    return int(1 / alpha - 1 + 0.999999)
+
+
+def _certificate(e: Enrolment) -> Iterator[str]:
+    yield "## Certificates"
+    yield ""
+    if e.guard is None:
+        yield "None: this bundle was enrolled without a guard (too few clean images, or not asked for)."
+        yield ""
+        return
+    g = e.guard
+    where = "what Bits Stored can hold" if g.window is None else f"{g.window[0]:g} to {g.window[1]:g} modality units"
+    yield (
+        "CERTIFIED means: whatever was done to the stored pixels, as long as none moved by more than eps ="
+        f" {g.eps:g} of {where} ({_grey_levels(e)}), the guard's answer on the image as acquired is the answer that"
+        f" the bundle gives now. Wrong with probability at most {g.alpha:g} for each image. Noise sigma {g.sigma:g},"
+        f" votes read after {', '.join(map(str, g.looks))} draws."
+    )
+    yield ""
+    yield "It proves nothing where guard and bundle disagreed on the image as acquired, and nothing about a study as a"
+    yield "whole. The header's window plays no part in the budget."
+    yield ""
+    yield "| clean images that taught the guard | certified | guard agrees |"
+    yield "|---|---|---|"
+    for share in e.certified:
+        low, high = clopper_pearson(share.certified, share.tested)
+        yield (
+            f"| {share.distilled} | {share.certified}/{share.tested} = {share.certified / max(share.tested, 1):.3f}"
+            f" ({low:.3f}-{high:.3f}) | {share.agreed / max(share.tested, 1):.3f} |"
+        )
+    yield ""
+    if e.certified:
+        last = e.certified[-1]
+        rates = ", ".join(f"{hold_rate(last, n):.0%} of those with {n}" for n in _SIZES)
+        yield f"`certificate: require` would hold, of clean studies by number of images: {rates}."
+        yield ""
+
+
+def _grey_levels(e: Enrolment) -> str:
+    assert e.guard is not None
+    if e.guard.window is not None:
+        return f"{e.guard.eps * (e.guard.window[1] - e.guard.window[0]):.3g} units"
+    return ", ".join(f"{e.guard.eps * (2**bits - 1):.3g} grey levels of {bits} bits" for bits in _BITS)
+
+
+def _self_test(e: Enrolment) -> Iterator[str]:
+    yield "## Self-test"
+    yield ""
+    yield "Attacked clean images, rounded to stored bits, that changed the bundle's answer:"
+    yield ""
+    yield "| attack | tried | answer changed | AUROC | flagged |"
+    yield "|---|---|---|---|---|"
+    for trial in e.self_test:
+        auroc = "-" if trial.auroc is None else f"{trial.auroc:.3f}"
+        yield f"| {trial.attack} | {trial.tried} | {trial.flipped} | {auroc} | {trial.flagged} |"
+    yield ""

@@ -1,0 +1,187 @@
+"""What a bundle's enrolment really reaches on its test patients, measured on files. Run by scripts/bench score.
+
+Resumable: every file's outcome is kept under the work folder. Several processes of one thread, `--shard 0/2` and
+`--shard 1/2`, are faster than one of two; a last run without --shard reports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from dicomguard.attacks.suite import SUITE
+from dicomguard.enrol.cleanset import is_reference
+from dicomguard.errors import BundleError, DicomguardError
+from dicomguard.lab import card, rules
+from dicomguard.lab.datasets import Split
+from dicomguard.lab.figures import share
+from dicomguard.lab.recipes import RECIPES, Case, Recipe
+from dicomguard.lab.specimens import Looked, Specimens
+from dicomguard.scoring import memory
+from dicomguard.scoring.enrolment import Enrolment
+from dicomguard.scoring.scorer import Scorer
+
+ALPHAS = (0.05, 0.01)
+_CLEAN = "clean files"
+
+
+class Bench:
+    """One bundle: its calibration and test splits, clean and attacked."""
+
+    def __init__(self, recipe: Recipe, scorer: Scorer, given: argparse.Namespace, progress: Progress) -> None:
+        if scorer.enrolment is None:
+            raise BundleError(f"{scorer.name} is not enrolled.", advice="Run scripts/train with --enrol-only first.")
+        self.recipe = recipe
+        self.scorer = scorer
+        self.enrolment: Enrolment = scorer.enrolment
+        self.given = given
+        self.progress = progress
+        self.test = recipe.cases(given.data, Split.TEST)[: given.cases]
+        self.calibration = recipe.cases(given.data, Split.CALIBRATION)
+        self._tasks: dict[str, TaskID] = {}
+
+    def measure(self, bits: int, first: int, step: int) -> None:
+        """Look at this shard's files: clean ones of both splits, then attack by attack."""
+        specimens = Specimens(self.scorer, bits, self.given.work, self._ticker(bits))
+        specimens.look_at_clean([*self.calibration, *self.test][first::step])
+        for name in SUITE:
+            specimens.attack(name, self.test[first::step], -(-self.given.flips // step))
+
+    def _ticker(self, bits: int) -> Callable[[str], None]:
+        totals = dict.fromkeys(SUITE, self.given.flips) | {_CLEAN: len(self.calibration) + len(self.test)}
+
+        def tick(kind: str) -> None:
+            name = f"{kind}, {bits} bits"
+            if name not in self._tasks:
+                self._tasks[name] = self.progress.add_task(name, total=totals[kind])
+            self.progress.advance(self._tasks[name])
+
+        return tick
+
+    def report(self, bits: int) -> dict[str, Any]:
+        """Every table of one bit depth."""
+        specimens = Specimens(self.scorer, bits, self.given.work, self._ticker(bits))
+        calibrated = specimens.found("clean", self.calibration)
+        groups = {case.key: case.group for case in self.calibration}
+        reference = [one for one in calibrated if is_reference(groups[one.key])]
+        held_back = [one for one in calibrated if not is_reference(groups[one.key])]
+        clean = specimens.found("clean", self.test)
+        attacked = {name: specimens.found(name, self.test) for name in SUITE}
+        shipped = rules.fitted("as shipped", self.enrolment.calibration)
+        paper = rules.paper(self.enrolment.paper.theta, self.enrolment.paper.level)
+        rows = [rules.row(shipped, self.enrolment.alpha, clean, attacked), rules.row(paper, 0, clean, attacked)]
+        losses = {}
+        for alpha in ALPHAS:
+            fitted = rules.rules(self.scorer.noise, reference, held_back, alpha)
+            rows += [rules.row(rule, alpha, clean, attacked) for rule in fitted]
+            by_name = {rule.name: rule for rule in fitted}
+            short, full = by_name["noise check alone"], by_name["noise check alone, whole ladder"]
+            losses[str(alpha)] = rules.paired_loss(full, short, attacked)
+        return {
+            "bits": bits,
+            "accuracy": share([one.evidence.seen.answer == (one.truth,) for one in clean]),
+            "tried": {name: specimens.tried(name, self.test) for name in SUITE},
+            "rows": rows,
+            "cascade_loss": losses,
+            "certificates": self._certificates(clean, attacked),
+        }
+
+    def _certificates(self, clean: Sequence[Looked], attacked: dict[str, list[Looked]]) -> dict[str, Any] | None:
+        guard = self.enrolment.guard
+        if guard is None:
+            return None
+        return {
+            "eps": guard.eps,
+            "sigma": guard.sigma,
+            "alpha": guard.alpha,
+            "looks": list(guard.looks),
+            "clean": _outcomes(clean),
+            "attacks": {name: _outcomes(files) for name, files in attacked.items()},
+        }
+
+
+def _outcomes(files: Sequence[Looked]) -> dict[str, Any]:
+    return {
+        outcome: share([one.outcome == outcome for one in files])
+        for outcome in ("CERTIFIED", "UNCERTIFIED", "DISAGREE")
+    }
+
+
+def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Console) -> None:
+    """Measure one bundle; without --shard write its results, its card and the page of promises.
+
+    Raises:
+        BundleError: the bundle does not load or is not enrolled.
+
+    """
+    scorer = Scorer.load(folder)
+    first, step = shard(given.shard)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        bench = Bench(recipe, scorer, given, progress)
+        for bits in given.bits or recipe.bits:
+            bench.measure(bits, first, step)
+    if step > 1:
+        return
+    result = {
+        "bundle": scorer.name,
+        "fingerprint": scorer.fingerprint,
+        "enrolment": scorer.enrolment_sha256,
+        "command": f"scripts/bench score {recipe.name}",
+        "reports": [bench.report(bits) for bits in given.bits or recipe.bits],
+    }
+    given.results.mkdir(parents=True, exist_ok=True)
+    (given.results / f"score-{recipe.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    assert scorer.enrolment is not None
+    (folder / "docs" / "README.md").write_text(card.text(recipe, folder, scorer.enrolment, result))
+
+
+def shard(text: str) -> tuple[int, int]:
+    """`1/3` -> (1, 3): every third file from the second on."""
+    if not text:
+        return 0, 1
+    first, _, step = text.partition("/")
+    if not (first.isdigit() and step.isdigit() and int(first) < int(step)):
+        raise DicomguardError(
+            f"--shard {text} is not I/N with I below N.", advice="For three processes: 0/3, 1/3, 2/3."
+        )
+    return int(first), int(step)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line of scripts/bench score."""
+    parser = argparse.ArgumentParser(prog="scripts/bench score", description="Measure what an enrolment promises.")
+    parser.add_argument("recipe", choices=sorted(RECIPES))
+    parser.add_argument("--bundle", type=Path, help="bundle folder (default config/bundles/NAME)")
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("DICOMGUARD_TEST_DATA", "../shared/data")))
+    parser.add_argument("--work", type=Path, default=Path("build/bench/score"), help="where outcomes are kept")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"))
+    parser.add_argument("--flips", type=int, default=300, help="files that flip, for each attack and bit depth")
+    parser.add_argument("--cases", type=int, default=None, help="use only so many test images")
+    parser.add_argument("--bits", type=int, action="append", help="bit depth (default: those of the recipe)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--shard", default="", help="I/N: every Nth file from I on, no report; a later run reports")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    memory.keep_buffers()
+    console = Console()
+    try:
+        run(RECIPES[given.recipe], given.bundle or Path("config/bundles") / given.recipe, given, console)
+    except DicomguardError as error:
+        console.print(f"[red]{error}")
+        return 1
+    return 0
+
+
+__all__ = ["Bench", "Case", "main", "run", "shard"]
+
+if __name__ == "__main__":
+    sys.exit(main())

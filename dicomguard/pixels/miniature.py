@@ -1,0 +1,52 @@
+"""A frame's stored values, area-averaged to 64 x 64: what the certified guard looks at.
+
+Each pixel of the miniature is a weighted mean of stored pixels with weights that are not negative and sum to one. So a
+change of at most eps in every stored pixel changes no pixel of the miniature by more than eps, whatever the native
+size: the averaging is a contraction in L-inf, which bicubic, Lanczos and integer resampling are not.
+
+No window is applied: the header's window is the sender's to choose, and would scale the budget with it. Rescale Slope
+and Intercept are (PS3.3 C.11.1.2), because a fixed range of a CT is one of Hounsfield units.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIDE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Miniature:
+    """Shape (64, 64), float32, in modality units, bright = large. `low`, `high`: what Bits Stored can hold, likewise.
+
+    A colour frame is reduced to its luminance (again a mean with weights that sum to one), in 0..1.
+    """
+
+    values: NDArray[np.float32]
+    low: float
+    high: float
+
+
+@functools.lru_cache(maxsize=64)
+def area_weights(size: int) -> NDArray[np.float32]:
+    """Row-stochastic (64, size): entry [i, j] is the share of cell i that pixel j covers."""
+    edges = np.linspace(0.0, size, SIDE + 1)
+    pixels = np.arange(size, dtype=np.float64)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    weights = np.clip(overlap, 0, None)
+    found: NDArray[np.float32] = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    found.flags.writeable = False  # shared by all frames of this size
+    return found
+
+
+def averaged(plane: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Shape (H, W) of any size to (64, 64). Frames smaller than 64 pixels are repeated, which contracts too."""
+    rows, columns = plane.shape
+    # Centred first: float32 then rounds relative to the contrast of the frame, not to an offset that it may have.
+    centre = np.float32(plane.mean(dtype=np.float64))
+    reduced: NDArray[np.float32] = area_weights(rows) @ (plane - centre) @ area_weights(columns).T + centre
+    return reduced

@@ -1,0 +1,72 @@
+"""The false-hold budget: how many holds that a person called false a bundle may have before the node speaks up.
+
+It speaks, and no more. A node that left `enforce` by itself would be switched off by whoever sends it enough images
+that it holds wrongly. So the alarm proposes a line of the configuration, and a person writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Final
+
+from dicomguard.ledger import FALSE_HOLD_EVENT, Event, Ledger
+
+SPENT_EVENT: Final = "false_hold_budget_spent"
+RESTORED_EVENT: Final = "false_hold_budget_restored"
+
+
+@dataclass(frozen=True, slots=True)
+class FalseHoldBudget:
+    """More than `holds` in `days` days is over the budget, for each bundle by itself.
+
+    `places`: bundle -> where its `mode` stands in the configuration, for the proposal.
+    """
+
+    holds: int
+    days: float
+    places: Mapping[str, str]
+
+    def counts(self, ledger: Ledger, now: datetime) -> dict[str, int]:
+        """False holds by bundle in the days before `now`; a decision counts once, and so does each configured bundle.
+
+        The day of the mark counts, not that of the hold: it is the work of the people who look that is budgeted.
+        """
+        since = now - timedelta(days=self.days)
+        marked: dict[str, set[str]] = {bundle: set() for bundle in self.places}
+        for event in ledger.events(FALSE_HOLD_EVENT):
+            for bundle in event.detail["bundles"]:
+                known = marked.setdefault(bundle, set())
+                if event.at > since:
+                    known.add(event.detail["decision_id"])
+        return {bundle: len(decisions) for bundle, decisions in marked.items()}
+
+    def check(self, ledger: Ledger, now: datetime) -> None:
+        """Record where a bundle's budget was spent since the last look, or is there again. Changes nothing else."""
+        for bundle, count in self.counts(ledger, now).items():
+            kind = SPENT_EVENT if count > self.holds else RESTORED_EVENT
+            kinds = (SPENT_EVENT, RESTORED_EVENT)
+            last = ledger.last_event(kinds, bundle)
+            if _is_news(kind, last):
+                detail = self._detail(bundle, count, kind)
+                ledger.record_turn(kind, bundle, detail, kinds=kinds, is_news=partial(_is_news, kind))
+
+    def _detail(self, bundle: str, count: int, kind: str) -> dict[str, Any]:
+        detail = {"bundle": bundle, "false_holds": count, "holds": self.holds, "days": self.days}
+        return {**detail, "advice": self.proposal(bundle)} if kind == SPENT_EVENT else detail
+
+    def proposal(self, bundle: str) -> str:
+        """What a person may do about a spent budget."""
+        where = self.places.get(bundle, f"'bundles', in the entry of {bundle}")
+        return (
+            "The node goes on as it is, and will not change its mode by itself. Look for the cause first: 'dicomguard"
+            f" drift --bundle {bundle}'. If these holds cost more than they are worth, write 'mode: shadow' instead of"
+            f" 'mode: enforce' in the configuration under {where}, and restart the screener: then the bundle records"
+            " what it would have held, and holds nothing. Enrol again, and go back to enforce."
+        )
+
+
+def _is_news(kind: str, last: Event | None) -> bool:
+    return kind == SPENT_EVENT if last is None else last.kind != kind

@@ -1,0 +1,93 @@
+"""Specimens are made of a small network on small phantoms: what is tried, kept and found again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dicomguard import phantom
+from dicomguard.lab.recipes import Case
+from dicomguard.lab.specimens import Specimens
+from dicomguard.lab.stored import read
+from dicomguard.scoring.scorer import Scorer
+from tests.scoring.small import enrol_small, write_small
+
+ATTACK = "PGD 0.016"
+
+
+def case(seed: int, truth: int) -> Case:
+    return Case(f"p{seed}", truth, str(seed), lambda _bits: phantom.make(seed, opacity=False, rows=64, columns=64))
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+    torch.set_num_threads(1)
+    folder = write_small(tmp_path_factory.mktemp("specimens"), size=16, repeats=2)
+    images = [read(case(100 + n, 0).make(12))[0] for n in range(60)]
+    enrol_small(folder, images=images)
+    return Scorer.load(folder)
+
+
+@pytest.fixture(scope="module")
+def cases(scorer: Scorer) -> list[Case]:
+    """Six files that are answered rightly, and two that are not."""
+    answers = scorer.answer(scorer.prepare([read(case(n, 0).make(12))[0] for n in range(8)]).pixels).log_odds
+    right = [int(row.argmax(-1)[0]) for row in answers]
+    return [case(n, right[n] if n < 6 else 1 - right[n]) for n in range(8)]
+
+
+def test_clean_files_are_looked_at_once(scorer: Scorer, cases: list[Case], tmp_path: Path) -> None:
+    ticks: list[str] = []
+    specimens = Specimens(scorer, 12, tmp_path, ticks.append)
+    specimens.look_at_clean(cases[:5])
+    specimens.look_at_clean(cases)
+    assert ticks == ["clean files"] * 8
+    found = specimens.found("clean", cases)
+    assert [one.key for one in found] == [c.key for c in cases]
+    assert [one.evidence.seen.answer == (one.truth,) for one in found] == [True] * 6 + [False] * 2
+    assert all(one.evidence.seen.draws == scorer.noise.ladder() for one in found)
+    assert all(one.outcome in {"CERTIFIED", "DISAGREE", "UNCERTIFIED"} for one in found)
+    again = Specimens(scorer, 12, tmp_path, ticks.append)
+    again.look_at_clean(cases)
+    assert len(ticks) == 8
+    assert [one.evidence.guard_share for one in again.found("clean", cases)] == [o.evidence.guard_share for o in found]
+    assert [one.key for one in again.found("clean", cases[::-1])] == [c.key for c in cases[::-1]]
+
+
+def test_attacked_files_count_where_they_flip_as_files(scorer: Scorer, cases: list[Case], tmp_path: Path) -> None:
+    ticks: list[str] = []
+    specimens = Specimens(scorer, 12, tmp_path, ticks.append)
+    specimens.attack(ATTACK, cases, 100)
+    found = specimens.found(ATTACK, cases)
+    assert found
+    assert ticks == [ATTACK] * len(found)
+    for one in found:
+        assert one.evidence.seen.answer != (one.truth,)
+    tried, flipped = specimens.tried(ATTACK, cases)
+    assert tried == 6  # wrong answers are not attacked
+    assert len(found) <= flipped <= tried
+    before = [one.evidence.seen.clean for one in found]
+    specimens.attack(ATTACK, cases, 100)
+    assert len(ticks) == len(found)
+    assert all(
+        np.array_equal(a, b.evidence.seen.clean) for a, b in zip(before, specimens.found(ATTACK, cases), strict=True)
+    )
+
+
+def test_no_more_files_are_attacked_than_wanted(scorer: Scorer, cases: list[Case], tmp_path: Path) -> None:
+    specimens = Specimens(scorer, 12, tmp_path, lambda _: None)
+    specimens.attack(ATTACK, cases, 0)
+    assert specimens.tried(ATTACK, cases) == (0, 0)
+
+
+def test_results_belong_to_one_enrolment(scorer: Scorer, cases: list[Case], tmp_path: Path) -> None:
+    Specimens(scorer, 12, tmp_path, lambda _: None).look_at_clean(cases[:2])
+    name = scorer.enrolment_sha256
+    try:
+        scorer.enrolment_sha256 = "f" * 64
+        assert Specimens(scorer, 12, tmp_path, lambda _: None).found("clean", cases) == []
+    finally:
+        scorer.enrolment_sha256 = name
