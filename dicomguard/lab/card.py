@@ -24,10 +24,7 @@ def text(recipe: Recipe, folder: Path, enrolment: Enrolment, result: dict[str, A
         "",
         f"**Data**: {recipe.data_source}",
         "",
-        (
-            "**Splits**: by patient (chest-xray: train 50 %, validation 8 %, calibration 20 %, test 22 % of them) "
-            "or by seed (phantom). Calibration and test take one image for each patient."
-        ),
+        f"**Splits**: {recipe.splits}",
         "",
         "## Training",
         "",
@@ -59,11 +56,12 @@ def text(recipe: Recipe, folder: Path, enrolment: Enrolment, result: dict[str, A
         ),
         "- Other attack families, adaptive attacks and other scanners were not measured here.",
         "- Test images come from the same source as the calibration ones. On another source expect lower accuracy",
-        "  and more alarms (for chest-xray the official test split is known to differ): calibrate on the site.",
+        "  and more alarms: calibrate on the site.",
         (
             "- An image that the classifier finds hard is flagged far more often than others (see the rows on "
             "misclassified and least confident images)."
         ),
+        *(f"- {limit}" for limit in recipe.limits),
         "",
     ]
     return "\n".join(lines)

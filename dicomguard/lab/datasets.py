@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -31,7 +31,7 @@ SHARES = {Split.TRAIN: 0.50, Split.VALIDATION: 0.08, Split.CALIBRATION: 0.20, Sp
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One labelled image file; `group` is the patient."""
+    """One labelled image file; `group` is the patient, or what stands in for one."""
 
     path: Path
     label: str
@@ -85,10 +85,30 @@ def one_per_group(examples: Sequence[Example]) -> list[Example]:
     """One image of each group, picked by a hash of its name: images of one patient are not exchangeable draws."""
     best: dict[str, tuple[bytes, Example]] = {}
     for example in examples:
-        rank = hashlib.sha256(example.path.name.encode()).digest()
+        rank = _rank(example)
         if example.group not in best or rank < best[example.group][0]:
             best[example.group] = (rank, example)
     return [example for _, example in best.values()]
+
+
+def shuffled(examples: Iterable[Example]) -> list[Example]:
+    """In an order that depends on the file names only and says nothing about them: any prefix is a fair draw."""
+    return sorted(examples, key=lambda example: (_rank(example), example.path))
+
+
+def alternating(examples: Iterable[Example], of: Callable[[Example], bool]) -> list[Example]:
+    """Shuffled, with both sides of `of` taking turns from the start for as long as both last."""
+    seen = {False: 0, True: 0}
+    turns: list[tuple[int, bool, Example]] = []
+    for example in shuffled(examples):
+        side = of(example)
+        turns.append((seen[side], side, example))
+        seen[side] += 1
+    return [example for _, _, example in sorted(turns, key=lambda turn: turn[:2])]
+
+
+def _rank(example: Example) -> bytes:
+    return hashlib.sha256(example.path.name.encode()).digest()
 
 
 def load_gray(path: Path) -> NDArray[np.uint8]:
