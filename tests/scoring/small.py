@@ -76,10 +76,10 @@ def write_small(
     return folder
 
 
-def gray_image(seed: int, rows: int = 60, columns: int = 52) -> Image:
+def gray_image(seed: int, rows: int = 60, columns: int = 52, blocks: int = 6) -> Image:
     rng = np.random.default_rng(seed)
-    coarse = rng.random((6, 6))
-    pixels = np.kron(coarse, np.ones((rows // 6 + 1, columns // 6 + 1)))[:rows, :columns]
+    coarse = rng.random((blocks, blocks))
+    pixels = np.kron(coarse, np.ones((rows // blocks + 1, columns // blocks + 1)))[:rows, :columns]
     pixels = np.clip(pixels + rng.normal(0, 0.02, pixels.shape), 0, 1)
     stored = np.rint(pixels * 4095)
     return Image(

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from dicomguard.site_key import SiteKey
-from tests.scoring.small import gray_image, write_small
+from tests.scoring.small import enrol_small, gray_image, write_small
 
 
 def until(node, condition, within_s=60.0, pause_s=0.1):
@@ -19,19 +19,9 @@ def until(node, condition, within_s=60.0, pause_s=0.1):
 
 @pytest.fixture(scope="session")
 def armed_bundle(tmp_path_factory):
-    """A small network with a calibration, so that every image that can be decoded is scored."""
-    from dicomguard.scoring import calibration, noise
-    from dicomguard.scoring.bundle import write_calibration
-    from dicomguard.scoring.scorer import Scorer
-
+    """A small network, enrolled on pictures like those of the kill test, so that it forwards some and holds some."""
     folder = write_small(tmp_path_factory.mktemp("armed"), levels=[0.03], repeats=1)
-    scorer = Scorer.load(folder)
-    images = [gray_image(seed) for seed in range(150)]
-    seeds = [noise.seed(b"k" * 32, str(n), 0, "", scorer.fingerprint, "calibration") for n in range(len(images))]
-    curves = scorer.curves(scorer.prepare(images), seeds)
-    names = [str(n) for n in range(len(images))]
-    fitted = calibration.fit(curves, names, fingerprint=scorer.fingerprint, source="pictures made up", paper_level=0)
-    write_calibration(folder, fitted)
+    enrol_small(folder, images=[gray_image(n, 128, 512, blocks=24) for n in range(90)], alpha=0.05)
     return folder
 
 

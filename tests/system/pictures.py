@@ -19,7 +19,7 @@ ROWS, COLUMNS = 128, 512
 
 
 def picture(rng):
-    """Blocks under a little noise, 16 bits. The bundle, calibrated on coarser ones, suspects some 6 % of them."""
+    """Blocks under a little noise, 16 bits. The bundle, enrolled on 90 such, suspects about every second study of 6."""
     blocks = np.kron(rng.random((24, 24)), np.ones((ROWS // 24 + 1, COLUMNS // 24 + 1)))[:ROWS, :COLUMNS]
     return np.rint(np.clip(blocks + rng.normal(0, 0.02, blocks.shape), 0, 1) * 65535).astype("<u2").tobytes()
 
