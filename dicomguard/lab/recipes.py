@@ -55,6 +55,7 @@ class Case:
 class Recipe:
     """How one bundle is made. `bits`: stored bits that are attacked; `alpha`, `eps`: what it is enrolled with.
 
+    `spares`: further test pictures of patients that `cases` has one of, for attacks that seldom succeed.
     `splits` and `limits`: what the card says on how the data were divided, and on what the figures cannot show.
     """
 
@@ -73,14 +74,28 @@ class Recipe:
     checked: int = field(default=110)
     attacked: int = field(default=40)
     eps: float = field(default=0.004)
+    spares: Callable[[Path], list[Case]] = field(default=lambda _: [])
+
+
+def _radiographs_of(data: Path, split: Split) -> list[Example]:
+    held_out = {example.group for example in read_csv(data / "chest_xray_fullres.csv")}
+    return split_by_group(read_csv(data / "chest_xray.csv"), held_out=held_out)[split]
 
 
 def _radiographs(data: Path, split: Split) -> list[Case]:
-    held_out = {example.group for example in read_csv(data / "chest_xray_fullres.csv")}
-    examples = split_by_group(read_csv(data / "chest_xray.csv"), held_out=held_out)[split]
+    examples = _radiographs_of(data, split)
     # Thresholds and figures want exchangeable images: one for each patient. Training takes all there are.
     chosen = examples if split is Split.TRAIN else one_per_group(examples)
     return [_radiograph(example) for example in chosen]
+
+
+def _spare_radiographs(data: Path) -> list[Case]:
+    return [_radiograph(example) for example in _left_over(_radiographs_of(data, Split.TEST))]
+
+
+def _left_over(examples: Sequence[Example]) -> list[Example]:
+    chosen = {example.path for example in one_per_group(examples)}
+    return shuffled([example for example in examples if example.path not in chosen])
 
 
 def _radiograph(example: Example) -> Case:
@@ -104,6 +119,10 @@ def _slices(data: Path, split: Split) -> list[Case]:
     # both classes take turns there; calibration and test stay exchangeable draws wherever they are cut.
     ordered = alternating(examples, _has_tumour) if split is Split.VALIDATION else shuffled(examples)
     return [_slice(example) for example in ordered]
+
+
+def _spare_slices(data: Path) -> list[Case]:
+    return [_slice(example) for example in _left_over(split_by_group(_grouped(data / "brain_mri.csv"))[Split.TEST])]
 
 
 def _has_tumour(example: Example) -> bool:
@@ -153,6 +172,7 @@ RECIPES = {
         bits=(8, 12),
         settings=Settings(epochs=6, variants=6),
         cases=_radiographs,
+        spares=_spare_radiographs,
         task="Normal or pneumonia on a frontal chest radiograph of a child",
         description="EfficientNet-Lite0, ImageNet weights, last layers fine-tuned under a little noise.",
         data_source="Kermany, Zhang, Goldbaum: Labeled Optical Coherence Tomography and Chest X-Ray Images, Mendeley "
@@ -169,6 +189,7 @@ RECIPES = {
         bits=(8, 12),
         settings=Settings(epochs=6, variants=6, mirror=True),
         cases=_slices,
+        spares=_spare_slices,
         task="Tumour or none on a slice of a brain MRI",
         description="EfficientNet-Lite0, ImageNet weights, last layers fine-tuned under a little noise.",
         data_source="Kaggle 'Brain Tumor MRI Dataset' (Figshare: Cheng 2017, doi 10.6084/m9.figshare.1512427; SARTAJ; "
