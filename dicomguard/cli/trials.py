@@ -178,14 +178,15 @@ def score(
                     found.verdict.value,
                     "quarantine" if found.holds else "forward",
                     worst.get("predicted"),
-                    *(_number(worst.get(name)) for name in ("probability", "statistic")),
+                    *(_number(worst.get(name)) for name in ("probability", "statistic", "p_value")),
+                    (found.scores or {}).get("assurance"),
                     ", ".join(found.reasons),
                     found.detail,
                 )
             )
             bars("score", done, len(files))
     if not as_json:
-        columns = ("file", "verdict", "alone it would", "answer", "p", "score", "reasons", "detail")
+        columns = ("file", "verdict", "alone it would", "answer", "p", "score", "p-value", "assurance", "reasons", "detail")
         print_table("Scores", columns, rows)
     raise typer.Exit(1 if held else 0)
 
