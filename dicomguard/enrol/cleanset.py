@@ -106,13 +106,13 @@ class Gathered:
         self.parts = {part: CleanSet() for part in Part}
         self.digests: set[str] = set()
         self.patients: set[str] = set()
+        self._seen: set[str] = set()
 
     def add_all(self, images: Iterable[Clean]) -> None:
-        """Take in clean frames; of a frame that comes twice the first one counts."""
-        seen: set[str] = set()
+        """Take in clean frames; of a frame that comes twice, in this call or another one, the first one counts."""
         for clean in images:
-            if clean.key not in seen and clean.image.miniature is not None:
-                seen.add(clean.key)
+            if clean.key not in self._seen and clean.image.miniature is not None:
+                self._seen.add(clean.key)
                 self.add(clean)
 
     def add(self, clean: Clean) -> None:
