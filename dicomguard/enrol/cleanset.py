@@ -29,6 +29,9 @@ class Part(StrEnum):
 SHARES = {Part.DISTILLED: 0.50, Part.VALIDATION: 0.06, Part.REFERENCE: 0.14, Part.HELD_BACK: 0.30}
 
 
+_KEPT = 64  # native images that are kept for the self-test, one of each patient
+
+
 @dataclass(frozen=True, slots=True)
 class Clean:
     """One clean frame as the node would read it. `patient` and `study` are what repeats together.
@@ -89,6 +92,10 @@ class CleanSet:
                 best[item.patient] = place
         return sorted(best.values())
 
+    def with_pixels(self) -> list[int]:
+        """Places of the frames whose native pixels were kept: one of each patient, of the first that came."""
+        return [place for place, item in enumerate(self.items) if item.image.pixels.size]
+
     def studies(self) -> list[list[int]]:
         """Places grouped by study."""
         groups: dict[str, list[int]] = {}
@@ -107,6 +114,7 @@ class Gathered:
         self.digests: set[str] = set()
         self.patients: set[str] = set()
         self._seen: set[str] = set()
+        self._kept: set[str] = set()  # patients with an image whose native pixels are there
 
     def add_all(self, images: Iterable[Clean]) -> None:
         """Take in clean frames; of a frame that comes twice, in this call or another one, the first one counts."""
@@ -128,7 +136,10 @@ class Gathered:
         target.pixels.append(np.rint(pixels * 65535).astype(np.uint16))
         target.planes.append(plane[None])
         # Native pixels are attacked in the self-test only; all of them would not fit into memory.
-        target.items.append(clean if part is Part.VALIDATION else _without_pixels(clean))
+        is_kept = part is Part.VALIDATION and clean.patient not in self._kept and len(self._kept) < _KEPT
+        target.items.append(clean if is_kept else _without_pixels(clean))
+        if is_kept:
+            self._kept.add(clean.patient)
         self.digests.add(clean.sha256)
         self.patients.add(clean.patient)
 

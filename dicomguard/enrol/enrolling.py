@@ -268,7 +268,7 @@ def _test(
     advance: Advance,
 ) -> tuple[list[Trial], PaperMode]:
     """Attack the validation part, and choose the paper's level on it."""
-    places = validation.one_per_patient()[: wishes.tested]
+    places = validation.with_pixels()[: wishes.tested]
     images = [validation.items[place].image for place in places]
     forged = selftest.forge_all(scorer, images, lambda share: advance("self-test attacks", share))
     trials, attacked = [], []
