@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,15 +139,22 @@ def _range(text: str | None) -> tuple[float, float] | None:
 def _read_labels(table: Path, reading: Head) -> dict[str, Answer]:
     """File name -> right answer. Raises BundleError naming the line that cannot be used."""
     found: dict[str, Answer] = {}
-    with table.open(newline="") as lines:
-        rows = csv.DictReader(lines)
-        if not {"file", "label"} <= set(rows.fieldnames or ()):
-            raise BundleError(f"{table} lacks the columns file,label.", advice="Name them in its first line.")
-        for number, row in enumerate(rows, 2):
-            names = [name.strip() for name in (row["label"] or "").split("|") if name.strip()]
-            try:
-                found[Path(row["file"]).name] = reading.answer_of(names)
-            except ValueError as error:
-                known = ", ".join(itertools.islice(reading.labels, 10))
-                raise BundleError(f"{table}, line {number}: {error}.", advice=f"The labels are {known}.") from error
+    try:
+        text = table.read_text("utf-8-sig")  # spreadsheets write the mark, others do not
+    except UnicodeDecodeError as error:
+        raise BundleError(
+            f"{table} is no CSV in UTF-8: {error.reason}.", advice="Export it as CSV in UTF-8."
+        ) from error
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    if not {"file", "label"} <= set(rows.fieldnames or ()):
+        raise BundleError(f"{table} lacks the columns file,label.", advice="Name them in its first line.")
+    for number, row in enumerate(rows, 2):
+        if not row["file"]:
+            raise BundleError(f"{table}, line {number}: there is no file.", advice="Name it, or remove the line.")
+        names = [name.strip() for name in (row["label"] or "").split("|") if name.strip()]
+        try:
+            found[Path(row["file"]).name] = reading.answer_of(names)
+        except ValueError as error:
+            known = ", ".join(itertools.islice(reading.labels, 10))
+            raise BundleError(f"{table}, line {number}: {error}.", advice=f"The labels are {known}.") from error
     return found
