@@ -1,4 +1,4 @@
-"""Bring your own model: from a state dict to a calibrated bundle, by commands only."""
+"""Bring your own model: from a state dict to a bundle, by commands only. See test_enrol.py for what comes next."""
 
 import json
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dicomguard import phantom
 from dicomguard.cli.app import app
 from dicomguard.errors import BundleError
 from tests.scoring.small import write_small
@@ -34,34 +33,36 @@ def run(*words):
     return done.exit_code, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def test_a_state_dict_becomes_a_calibrated_bundle(weights, tmp_path, desk):
+def test_a_state_dict_becomes_a_bundle(weights, tmp_path):
     out = tmp_path / "mine"
     words = ["--network", "EfficientNetLite0", "--args", '{"num_classes": 1}', "--name", "mine", "--size", "48x48"]
     norm = ["--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--labels", "normal,opacity"]
     code, (described,) = run("bundle", "import", weights, "--out", out, *words, *norm, "--json")
     assert code == 0
-    assert (described["name"], described["labels"], described["calibration"]) == ("mine", ["normal", "opacity"], None)
+    assert (described["name"], described["labels"], described["head"]) == ("mine", ["normal", "opacity"], "softmax")
     with pytest.raises(BundleError, match="exists already"):
         run("bundle", "import", weights, "--out", out, *words, *norm)
-
-    clean = tmp_path / "clean"
-    clean.mkdir()
-    for seed in range(20):
-        phantom.make(seed, opacity=seed % 2 == 0, rows=64, columns=64).save_as(
-            clean / f"{seed}.dcm", enforce_file_format=True
-        )
-    with pytest.raises(BundleError, match="too few"):
-        run("bundle", "calibrate", out, "--clean", clean, "-c", desk.path)
-    for seed in range(20, 90):
-        phantom.make(seed, opacity=seed % 2 == 0, rows=64, columns=64).save_as(
-            clean / f"{seed}.dcm", enforce_file_format=True
-        )
-    (clean / "README").write_text("no DICOM")
-    code, (calibrated,) = run("bundle", "calibrate", out, "--clean", clean, "-c", desk.path, "--alpha", "0.1", "--json")
-    assert code == 0
-    assert (calibrated["calibration"]["images"], calibrated["calibration"]["alpha"]) == (90, 0.1)
     code, (shown,) = run("bundle", "show", out, "--json")
-    assert shown == calibrated
+    assert (code, shown) == (0, described)
+    with pytest.raises(BundleError, match="is not enrolled"):
+        run("enrol", out, "--show")
+
+
+def test_several_findings_are_imported_as_such(tmp_path):
+    from safetensors.torch import load_file
+
+    bundle = write_small(tmp_path / "b", size=16, labels=("effusion", "mass", "nodule"), head="multilabel")
+    torch.save(load_file(bundle / "models" / "model.safetensors"), tmp_path / "model.pt")
+    words = ["--network", "EfficientNetLite0", "--name", "mine", "--size", "16x16", "--out", tmp_path / "mine"]
+    more = ["--labels", "effusion,mass,nodule", "--args", '{"num_classes": 3}', "--head", "multilabel", "--json"]
+    code, (described,) = run("bundle", "import", tmp_path / "model.pt", *words, *more)
+    assert (code, described["head"], described["labels"]) == (0, "multilabel", ["effusion", "mass", "nodule"])
+    with pytest.raises(BundleError, match="2 multilabel labels"):
+        run("bundle", "import", tmp_path / "model.pt", *words[:-1], tmp_path / "n", *more, "--labels", "a,b")
+
+
+def test_calibrate_is_gone(weights, tmp_path):
+    assert run("bundle", "calibrate", tmp_path)[0] == 2
 
 
 def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path):
@@ -83,10 +84,10 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        pytest.param(["--labels", "a"], id="one-label"),
         pytest.param(["--size", "48"], id="no-size"),
         pytest.param(["--mean", "x"], id="no-number"),
         pytest.param(["--args", "{"], id="no-json"),
+        pytest.param(["--head", "sigmoid"], id="no-head"),
     ],
 )
 def test_bad_usage_exits_with_2(weights, tmp_path, words):
