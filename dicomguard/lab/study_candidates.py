@@ -31,10 +31,10 @@ class Law:
 
     def p_values(self, surprises: Values) -> Values:
         """P(S >= s) for each of `surprises`, never 0 or 1."""
-        p = np.interp(surprises, self._values, self._above)
+        p: Values = np.interp(surprises, self._values, self._above)
         beyond = surprises > self.tail.start
         p[beyond] = [self.tail.p_value(float(s)) for s in surprises[beyond]]
-        return np.clip(p, 1e-300, 1 - 1e-9)
+        return np.asarray(np.clip(p, 1e-300, 1 - 1e-9), np.float64)
 
 
 def kth(k: int) -> Candidate:
@@ -84,6 +84,26 @@ def tail_sum(start: float, cap: float = math.inf) -> Candidate:
     return statistic
 
 
+def root_tail_sum(start: float) -> Candidate:
+    """Sum of the square roots of what surprises exceed `start` by: many weigh more than one, and one still counts."""
+
+    def statistic(s: Values, _p: Values) -> float:
+        excess = s - start
+        return float(np.sqrt(excess[excess > 0]).sum()) if excess[0] > 0 else float(excess[0])
+
+    return statistic
+
+
+def largest_few(power: float) -> Candidate:
+    """Sum of the ceil(n^power) largest surprises."""
+    return lambda s, _p: float(s[: math.ceil(len(s) ** power)].sum())
+
+
+def kth_by_size(power: float) -> Candidate:
+    """The k-th largest surprise with k = ceil(n^power / 2)."""
+    return lambda s, _p: float(s[math.ceil(len(s) ** power / 2) - 1])
+
+
 def fitted_tail_sum(share: float) -> Candidate:
     """Sum of -log(p / share) over p < share: exceedances in units of the fitted tail."""
 
@@ -119,14 +139,20 @@ CANDIDATES: dict[str, Candidate] = {
     "Berk-Jones": berk_jones,
     "tail sum over 3": tail_sum(3),
     "tail sum over 5": tail_sum(5),
-    "tail sum over 8": tail_sum(8),
-    "tail sum over 5, capped": tail_sum(5, 10),
+    "tail sum over 4": tail_sum(4),
+    "tail sum over 3, capped": tail_sum(3, 6),
+    "root tail sum over 2": root_tail_sum(2),
+    "root tail sum over 3": root_tail_sum(3),
+    "root tail sum over 4": root_tail_sum(4),
+    "root tail sum over 5": root_tail_sum(5),
+    "sum of n^.3 largest": largest_few(0.3),
+    "sum of n^.4 largest": largest_few(0.4),
+    "k-th largest, k = n^.4 / 2": kth_by_size(0.4),
     "fitted tail sum, .02": fitted_tail_sum(0.02),
     "fitted tail sum, .002": fitted_tail_sum(0.002),
     "tempered, T = 1": tempered(1),
     "tempered, T = 2": tempered(2),
     "tempered, T = 4": tempered(4),
-    "tempered, T = 8": tempered(8),
     "centred maximum": centred_maximum,
 }
 # Leaving out p < 1/n is just what makes HC+ lose an image that grows more surprising.

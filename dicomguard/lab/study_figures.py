@@ -15,7 +15,7 @@ _KINDS = {"bim": "early-stopped BIM", "pgd4": "PGD .004", "pgd8": "PGD .008"}
 def draw_power(found: dict[str, Any], path: Path) -> None:
     """Share of attacked studies found against the number of attacked slices; one column a size, one row an attack."""
     sizes = [size for size in found["sizes"] if "power" in found["sizes"][size]]
-    kinds = list(found["sizes"][sizes[0]]["power"])
+    kinds = [kind for kind in found["sizes"][sizes[0]]["power"] if kind in _KINDS]
     figure = Figure(figsize=(4.2 * len(sizes), 3.0 * len(kinds)), layout="constrained")
     axes = figure.subplots(len(kinds), len(sizes), squeeze=False, sharey=True)
     for row, kind in enumerate(kinds):

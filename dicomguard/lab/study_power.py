@@ -41,17 +41,23 @@ SIZES = (10, 100, 500)
 AIMS = {10: 2, 100: 5, 500: 12}
 POWER = 0.9
 COUNTS = {10: range(1, 11), 100: range(1, 19), 500: range(1, 19)}
-_DRAWS = 40  # random choices of the attacked slices, for each study and number of them
+_DRAWS = 20  # random choices of the attacked slices, for each study and number of them
 _SPLITS = 400
+LOUD = 40.0
+_LEAST = 3  # attacked studies, or there is no rate
 # Bodies scored in one round: (part, first number, every n-th slice, how many). Sizes below come from larger ones too.
 _ROUND = (
-    ("figures", 0, 1, 2),
+    ("figures", 0, 1, 4),
     ("selection", 0, 1, 1),
-    ("figures", 1000, 5, 3),
+    ("figures", 1000, 5, 4),
     ("selection", 1000, 5, 2),
     ("figures", 2000, 50, 8),
-    ("selection", 2000, 50, 5),
+    ("selection", 2000, 50, 4),
 )
+# Bodies whose slices are attacked, modulo 8: as many with an opacity as without, or nearly.
+_ATTACKED = {"figures": (0, 3, 5), "selection": (0, 3, 4, 7)}
+# Lung CT comes after this many rounds, so that a run that is stopped early has some of everything.
+_LUNGS_AFTER = 3
 
 
 def collect(work: Path, data: Path, rounds: int, tell: Callable[[str], None]) -> None:
@@ -60,13 +66,13 @@ def collect(work: Path, data: Path, rounds: int, tell: Callable[[str], None]) ->
     for number in range(rounds):
         for part, first, step, count in _ROUND:
             for body in range(number * count, (number + 1) * count):
-                attacked = step == 1 and body % 4 in (0, 3)
+                attacked = step == 1 and body % 8 in _ATTACKED[part]
                 study_scores.phantom_study(rater, work, part, first + body, step, attacked=attacked)
         tell(f"round {number + 1} of {rounds}")
-        if number == 0:
+        if number + 1 == min(_LUNGS_AFTER, rounds):
             lungs, blocks = study_scores.lung_rater(work, data, tell)
-            for group, block in blocks.items():
-                study_scores.lung_study(lungs, work, group, block)
+            for place, (group, block) in enumerate(blocks.items()):
+                study_scores.lung_study(lungs, work, group, block, attacked=place % 2 == 0)
             tell(f"{len(blocks)} lung CT blocks")
 
 
@@ -76,6 +82,17 @@ class Sample:
 
     clean: list[Values]
     attacked: list[dict[str, Values]]
+
+
+def with_loud(sampled: Sample) -> Sample:
+    """The same with one more attack, made up: surprises of `LOUD`, as attacks far from the boundary have them."""
+    attacked = [
+        {**hit, "loud": np.where(np.isfinite(hit[ATTACKS[0]]) | np.isfinite(hit[ATTACKS[-1]]), LOUD, np.nan)}
+        if hit
+        else hit
+        for hit in sampled.attacked
+    ]
+    return Sample(sampled.clean, attacked)
 
 
 def sample(work: Path, part: str, size: int) -> Sample:
@@ -118,7 +135,7 @@ def power(
     rng = np.random.default_rng(5)
     scores = np.array([statistic(study) for study in clean])
     found: dict[str, dict[int, float | None]] = {}
-    for kind in ATTACKS:
+    for kind in sorted({kind for hit in attacked for kind in hit}):
         found[kind] = {}
         for count in counts:
             rates = []
@@ -135,7 +152,7 @@ def power(
                 rates.append(
                     np.mean([_hit(study, hit[kind], flipped, count, rng, statistic) > threshold for _ in range(_DRAWS)])
                 )
-            found[kind][count] = float(np.mean(rates)) if len(rates) >= 5 else None
+            found[kind][count] = float(np.mean(rates)) if len(rates) >= _LEAST else None
     return found
 
 
@@ -174,7 +191,7 @@ def with_law(name: str, law: Law) -> Statistic:
 
 def choose(work: Path, alpha: float) -> dict[str, Any]:
     """Every candidate on the selection studies: the fewest attacked slices found, and the mean power."""
-    samples = {size: sample(work, "selection", size) for size in SIZES}
+    samples = {size: with_loud(sample(work, "selection", size)) for size in SIZES}
     law = Law(samples[10].clean)
     table: dict[str, Any] = {}
     for name in CANDIDATES:
@@ -185,7 +202,8 @@ def choose(work: Path, alpha: float) -> dict[str, Any]:
             # Where there are too few studies for alpha, the candidates are compared at what there is.
             level = max(alpha, 1 / len(studies.clean))
             curves = power(studies.clean, studies.attacked, statistic, level, COUNTS[size])
-            rates = [rate for curve in curves.values() for rate in curve.values() if rate is not None]
+            real = [curve for kind, curve in curves.items() if kind != "loud"]
+            rates = [rate for curve in real for rate in curve.values() if rate is not None]
             means.append(float(np.mean(rates)))
             row["sizes"][size] = {
                 "studies": len(studies.clean),
@@ -200,10 +218,11 @@ def choose(work: Path, alpha: float) -> dict[str, Any]:
 
 
 def false_holds(clean: Sequence[Values], statistic: Statistic, alpha: float) -> dict[str, Any]:
-    """Clean studies held: half calibrates, half is judged; one split with its exact band, and the mean of many."""
+    """Clean studies held: some calibrate, the others are judged; one split with its exact band, the mean of many."""
     scores = np.array([statistic(study) for study in clean])
     rng = np.random.default_rng(9)
-    half = len(scores) // 2
+    # Half calibrates; more, where half would be too few for a promise and some remain to be judged.
+    half = max(len(scores) // 2, min(studies_needed(alpha), len(scores) - 5))
     if conformal_threshold(scores[:half], alpha) is None:
         return {"studies": len(scores), "calibrated": half, "promise": False}
     held = []
@@ -222,6 +241,26 @@ def false_holds(clean: Sequence[Values], statistic: Statistic, alpha: float) -> 
         "mean_of_splits": float(np.mean(held) / (len(scores) - half)),
         "inside_share_of_splits": float(np.mean([low <= h <= high for h in held])),
     }
+
+
+def mixed_sizes(bodies: Sequence[Values], statistic: Statistic, alpha: float) -> dict[int, float]:
+    """Clean studies held, by size, where the threshold of the band 21 to 200 comes from studies of mixed sizes.
+
+    `bodies` are studies of all slices; every 3rd to 20th slice makes the others. Half calibrates, half is judged.
+    """
+    steps = (3, 4, 5, 10, 20)
+    scores = np.array([[statistic(body[::step]) for step in steps] for body in bodies])
+    rng = np.random.default_rng(10)
+    half = max(len(bodies) // 2, min(studies_needed(alpha), len(bodies) - 5))
+    rates = []
+    for _ in range(_SPLITS):
+        order = rng.permutation(len(bodies))
+        mixed = scores[order[:half], rng.integers(0, len(steps), half)]
+        threshold = conformal_threshold(mixed, alpha)
+        if threshold is None:
+            return {}
+        rates.append((scores[order[half:]] > threshold).mean(0))
+    return {len(bodies[0][::step]): float(rate) for step, rate in zip(steps, np.mean(rates, 0), strict=True)}
 
 
 def naive(clean: Sequence[Values], law: Law, threshold: float, alpha: float) -> dict[str, Any]:
@@ -244,7 +283,7 @@ def report(work: Path, alpha: float, chosen: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {"alpha": alpha, "score": "scoring.study_test.score", "sizes": {}, "correlation": {}}
     result["sizes"][1] = {"false_holds": false_holds([np.array([s]) for s in singles], score, alpha)}
     for size in SIZES:
-        studies = sample(work, "figures", size)
+        studies = with_loud(sample(work, "figures", size))
         level = max(alpha, 1 / len(studies.clean))
         curves = power(studies.clean, studies.attacked, score, level, COUNTS[size])
         result["sizes"][size] = {
@@ -261,6 +300,7 @@ def report(work: Path, alpha: float, chosen: dict[str, Any]) -> dict[str, Any]:
             },
         }
         result["correlation"][size] = correlation(studies.clean)
+    result["mixed_sizes"] = mixed_sizes(sample(work, "figures", SLICES).clean, score, alpha)
     blocks = lung_sample(work)
     if blocks:
         result["lung_ct"] = _lung(blocks, alpha)

@@ -35,8 +35,8 @@ def fabricated(work: Path) -> None:
 
 
 def test_the_picture_is_the_one_that_the_node_reads() -> None:
-    scan = phantom.Tomography(8, slices=4, rows=224, columns=224, opacity=True)
-    for index, dataset in enumerate(phantom.series(8, slices=4, rows=224, columns=224, opacity=True)):
+    scan = phantom.Tomography(8, slices=4, rows=128, columns=128, opacity=True)
+    for index, dataset in enumerate(phantom.series(8, slices=4, rows=128, columns=128, opacity=True)):
         (image,) = images(dataset)
         assert np.abs(image.pixels[0] - study_scores.picture(scan.stored(index))).max() < 1e-5
 
@@ -126,7 +126,7 @@ def test_choose_and_report_on_kept_scores(tmp_path: Path, monkeypatch: pytest.Mo
     chosen = study_power.choose(tmp_path, 0.1)
     assert set(chosen["candidates"]) == set(CANDIDATES)
     found = study_power.report(tmp_path, 0.1, chosen)
-    assert found["sizes"][10]["fewest"] == {"bim": 1, "pgd4": 1, "pgd8": 1}
+    assert found["sizes"][10]["fewest"] == {"bim": 1, "loud": 1, "pgd4": 1, "pgd8": 1}
     assert found["sizes"][500]["false_holds"]["studies"] == 24
     assert found["sizes"][10]["false_holds"]["studies"] == 72
     json.dumps(study_power._rounded(found), allow_nan=False)
@@ -135,3 +135,12 @@ def test_choose_and_report_on_kept_scores(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "power.png").stat().st_size > 10_000
     with pytest.raises(DicomguardError, match="score stage"):
         study_power.sample(tmp_path / "none", "figures", 10)
+
+
+def test_a_threshold_from_mixed_sizes_holds_all_of_them_alike_where_slices_are_alike() -> None:
+    rng = np.random.default_rng(12)
+    bodies = [np.exp(0.5 * (rng.standard_normal() + np.repeat(rng.standard_normal(25), 20))) for _ in range(60)]
+    rates = study_power.mixed_sizes(bodies, score, 0.1)
+    assert set(rates) == {167, 125, 100, 50, 25}
+    assert all(0.02 < rate < 0.2 for rate in rates.values())
+    assert study_power.mixed_sizes(bodies[:8], score, 0.05) == {}
