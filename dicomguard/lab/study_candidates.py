@@ -99,6 +99,16 @@ def largest_few(power: float) -> Candidate:
     return lambda s, _p: float(s[: math.ceil(len(s) ** power)].sum())
 
 
+def sum_of_largest(count: int) -> Candidate:
+    """Sum of the `count` largest surprises."""
+    return lambda s, _p: float(s[:count].sum())
+
+
+def growing_tail_sum(slope: float, offset: float) -> Candidate:
+    """A tail sum whose start grows with the size of the study: slope log n + offset."""
+    return lambda s, p: tail_sum(slope * math.log(len(s)) + offset)(s, p)
+
+
 def kth_by_size(power: float) -> Candidate:
     """The k-th largest surprise with k = ceil(n^power / 2)."""
     return lambda s, _p: float(s[math.ceil(len(s) ** power / 2) - 1])
@@ -145,6 +155,13 @@ CANDIDATES: dict[str, Candidate] = {
     "root tail sum over 3": root_tail_sum(3),
     "root tail sum over 4": root_tail_sum(4),
     "root tail sum over 5": root_tail_sum(5),
+    "tail sum over log n": growing_tail_sum(1, 0),
+    "tail sum over log n + 1": growing_tail_sum(1, 1),
+    "tail sum over log n + 2": growing_tail_sum(1, 2),
+    "tail sum over 1.5 log n - 2": growing_tail_sum(1.5, -2),
+    "tail sum over 2 log n - 4": growing_tail_sum(2, -4),
+    "sum of 2 largest": sum_of_largest(2),
+    "sum of 3 largest": sum_of_largest(3),
     "sum of n^.3 largest": largest_few(0.3),
     "sum of n^.4 largest": largest_few(0.4),
     "k-th largest, k = n^.4 / 2": kth_by_size(0.4),

@@ -44,18 +44,19 @@ COUNTS = {10: range(1, 11), 100: range(1, 19), 500: range(1, 19)}
 _DRAWS = 20  # random choices of the attacked slices, for each study and number of them
 _SPLITS = 400
 LOUD = 40.0
+# Drawn beside the chosen one.
+_SHOWN = ("maximum", "3rd largest", "Simes", "higher criticism", "tail sum over 5")
 _LEAST = 3  # attacked studies, or there is no rate
 # Bodies scored in one round: (part, first number, every n-th slice, how many). Sizes below come from larger ones too.
 _ROUND = (
     ("figures", 0, 1, 4),
-    ("selection", 0, 1, 1),
-    ("figures", 1000, 5, 4),
-    ("selection", 1000, 5, 2),
-    ("figures", 2000, 50, 8),
-    ("selection", 2000, 50, 4),
+    ("selection", 0, 1, 2),
+    ("figures", 1000, 5, 2),
+    ("selection", 1000, 5, 1),
+    ("figures", 2000, 50, 4),
+    ("selection", 2000, 50, 2),
 )
-# Bodies whose slices are attacked, modulo 8: as many with an opacity as without, or nearly.
-_ATTACKED = {"figures": (0, 3, 5), "selection": (0, 3, 4, 7)}
+_ATTACKED = (0, 3, 5)  # bodies whose slices are attacked, modulo 8
 # Lung CT comes after this many rounds, so that a run that is stopped early has some of everything.
 _LUNGS_AFTER = 3
 
@@ -66,7 +67,7 @@ def collect(work: Path, data: Path, rounds: int, tell: Callable[[str], None]) ->
     for number in range(rounds):
         for part, first, step, count in _ROUND:
             for body in range(number * count, (number + 1) * count):
-                attacked = step == 1 and body % 8 in _ATTACKED[part]
+                attacked = step == 1 and body % 8 in _ATTACKED
                 study_scores.phantom_study(rater, work, part, first + body, step, attacked=attacked)
         tell(f"round {number + 1} of {rounds}")
         if number + 1 == min(_LUNGS_AFTER, rounds):
@@ -210,9 +211,9 @@ def choose(work: Path, alpha: float) -> dict[str, Any]:
                 "alpha": level,
                 "fewest": {kind: fewest(curve) for kind, curve in curves.items()},
                 "mean_power": means[-1],
-                "curves": curves,
             }
         row["mean_power"] = float(np.mean(means))
+        row["mixed_sizes"] = mixed_sizes(samples[SLICES].clean, statistic, alpha)
         table[name] = row
     return {"alpha": alpha, "candidates": table}
 
@@ -296,7 +297,7 @@ def report(work: Path, alpha: float, chosen: dict[str, Any]) -> dict[str, Any]:
             "power": curves,
             "power_of_others": {
                 name: power(studies.clean, studies.attacked, with_law(name, law), level, COUNTS[size])
-                for name in ("maximum", "3rd largest", "Simes", "higher criticism", "tail sum over 5")
+                for name in _SHOWN
             },
         }
         result["correlation"][size] = correlation(studies.clean)
@@ -305,7 +306,11 @@ def report(work: Path, alpha: float, chosen: dict[str, Any]) -> dict[str, Any]:
     if blocks:
         result["lung_ct"] = _lung(blocks, alpha)
     result["selection"] = {
-        name: {"mean_power": row["mean_power"], "fewest": {s: v["fewest"] for s, v in row["sizes"].items()}}
+        name: {
+            "mean_power": row["mean_power"],
+            "fewest": {s: v["fewest"] for s, v in row["sizes"].items()},
+            "mixed_sizes": row["mixed_sizes"],
+        }
         for name, row in chosen["candidates"].items()
     }
     return result
@@ -349,12 +354,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("build/study"), help="where scores are kept")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="gets results/ and figures/")
     parser.add_argument("--alpha", type=float, default=0.05, help="false-hold rate of a study")
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     console = Console()
-    selection, results = given.out / "results" / "study-selection.json", given.out / "results" / "study-power.json"
+    selection = given.out / "results" / "study-selection.json"
+    named = f"study-power-alpha-{given.alpha:g}"
     try:
         if given.stage == "score":
             collect(given.work, given.data, given.rounds, console.print)
@@ -366,11 +372,11 @@ def main(arguments: list[str] | None = None) -> int:
     except DicomguardError as error:
         console.print(f"[red]{error}")
         return 1
-    _write(results, found)
+    _write(given.out / "results" / f"{named}.json", found)
     figures = given.out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    draw_power(found, figures / "study-power.png")
-    draw_false_holds(found, figures / "study-false-holds.png")
+    draw_power(found, figures / f"{named}.png")
+    draw_false_holds(found, figures / f"study-false-holds-alpha-{given.alpha:g}.png")
     return 0
 
 

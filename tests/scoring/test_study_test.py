@@ -81,8 +81,11 @@ def test_the_order_of_images_does_not_matter(values: list[float], random: object
 
 
 @given(surprise_lists)
-def test_the_score_lies_between_mean_and_largest(values: list[float]) -> None:
-    assert np.mean(values) - 1e-6 <= score(np.array(values)) <= max(values) + 1e-9
+def test_the_score_multiplies_the_adjusted_p_values_below_one(values: list[float]) -> None:
+    adjusted = [len(values) * math.exp(-value) for value in values]
+    below = [p for p in adjusted if p < 1]
+    expected = -sum(map(math.log, below)) if below else -math.log(min(adjusted))
+    assert score(np.array(values)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_no_promise_where_a_band_has_too_few_studies(calibrated: StudyCalibration) -> None:
