@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 mpl.use("Agg")
 _KINDS = {"bim": "early-stopped BIM", "pgd4": "PGD .004", "pgd8": "PGD .008"}
@@ -27,6 +28,7 @@ def draw_power(found: dict[str, Any], path: Path) -> None:
             axis.axhline(0.9, color="grey", linestyle=":", linewidth=1)
             axis.axvline(here["aim"], color="grey", linestyle="--", linewidth=1)
             axis.set_ylim(0, 1.03)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.set_title(f"{size} slices, {_KINDS[kind]}", fontsize=9)
             if row == len(kinds) - 1:
                 axis.set_xlabel("attacked slices (dashed: the aim)", fontsize=8)
