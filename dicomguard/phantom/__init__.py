@@ -1,4 +1,4 @@
-"""Synthetic chest-like QA phantoms as valid CR and DX instances: the demo, canaries and tests need no patient data.
+"""Synthetic chest-like QA phantoms as valid CR, DX and CT instances: the demo, canaries and tests need no patient data.
 
 What a phantom shows is drawn from its seed alone: the same arguments give the same data set, byte for byte, on one
 version of NumPy. It is a test object, not a model of disease; no statement about patients follows from it.
@@ -12,8 +12,9 @@ from pydicom.dataset import Dataset
 from dicomguard.phantom.anatomy import Anatomy, attenuation, draw
 from dicomguard.phantom.detector import expose
 from dicomguard.phantom.header import Modality, chest_header
+from dicomguard.phantom.tomography import Tomography, series
 
-__all__ = ["Anatomy", "Modality", "make", "study"]
+__all__ = ["Anatomy", "Modality", "Tomography", "make", "series", "study"]
 
 
 def make(

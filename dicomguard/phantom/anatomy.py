@@ -112,7 +112,7 @@ def attenuation(body: Anatomy, rows: int, columns: int) -> Map:
         air = air * (1 - _lesion(body.lesion, u, v))
     total = total - air * (1 + np.float32(0.05) * texture)
     total = total + _vessels(body, u, v) * lungs + _middle(u, side, v) + _bones(body, side, v)
-    return _resize(np.maximum(total, np.float32(0)), rows, columns)
+    return resize(np.maximum(total, np.float32(0)), rows, columns)
 
 
 def _centres(count: int) -> Map:
@@ -214,7 +214,7 @@ def _texture(seed: int, height: int, width: int) -> Map:
     rng = np.random.default_rng([seed, 5])
     total = np.zeros((height, width), dtype=np.float32)
     for cells, weight in ((6, 0.7), (14, 0.6), (34, 0.5), (80, 0.35)):
-        total += weight * _resize(rng.standard_normal((cells, cells), dtype=np.float32), height, width)
+        total += weight * resize(rng.standard_normal((cells, cells), dtype=np.float32), height, width)
     return total
 
 
@@ -226,7 +226,7 @@ def _lesion(lesion: Lesion, u: Map, v: Map) -> Map:
     return np.asarray(np.clip(lesion.depth * edge * (1.0 + 0.10 * patchy), 0.0, 1.0), dtype=np.float32)
 
 
-def _resize(values: Map, rows: int, columns: int) -> Map:
+def resize(values: Map, rows: int, columns: int) -> Map:
     """Bilinear interpolation between the centres of cells."""
     for axis, size in ((0, rows), (1, columns)):
         have = values.shape[axis]

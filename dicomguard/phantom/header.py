@@ -21,7 +21,7 @@ from pydicom.uid import (
 Modality = Literal["CR", "DX"]
 
 _NAMESPACE: Final = uuid.UUID("5f0e3bd4-7d8c-5c0e-9a43-6d1c6b1e2f70")
-_IMPLEMENTATION: Final = UID("2.25.291083475913470893640285460386117212183")
+IMPLEMENTATION: Final = UID("2.25.291083475913470893640285460386117212183")
 _DETECTOR_MM: Final = 430.0
 
 
@@ -42,8 +42,8 @@ def chest_header(
 ) -> Dataset:
     """Everything but the pixels. `name` decides the UIDs, `label` is what people read."""
     dataset = Dataset()
-    _general(dataset, name, label, opacity=opacity, instance=instance)
-    _pixel_description(dataset, rows, columns)
+    general(dataset, name, label, opacity=opacity, instance=instance)
+    pixel_description(dataset, rows, columns)
     spacing = [f"{_DETECTOR_MM / rows:.6g}", f"{_DETECTOR_MM / columns:.6g}"]
     dataset.Modality = modality
     dataset.BodyPartExamined = "CHEST"
@@ -60,12 +60,13 @@ def chest_header(
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = _IMPLEMENTATION
+    meta.ImplementationClassUID = IMPLEMENTATION
     dataset.file_meta = meta
     return dataset
 
 
-def _general(dataset: Dataset, name: str, label: str, *, opacity: bool, instance: int) -> None:
+def general(dataset: Dataset, name: str, label: str, *, opacity: bool, instance: int) -> None:
+    """Patient, study, series, equipment and image: what every phantom carries. `name` decides the UIDs."""
     dataset.SpecificCharacterSet = "ISO_IR 100"
     dataset.ImageType = ["DERIVED", "PRIMARY"]
     dataset.DerivationDescription = "Synthetic QA phantom, no patient"
@@ -95,7 +96,8 @@ def _general(dataset: Dataset, name: str, label: str, *, opacity: bool, instance
     dataset.LossyImageCompression = "00"
 
 
-def _pixel_description(dataset: Dataset, rows: int, columns: int) -> None:
+def pixel_description(dataset: Dataset, rows: int, columns: int) -> None:
+    """12 bits stored in 16, unsigned, MONOCHROME2, with a window over all of them."""
     dataset.SamplesPerPixel = 1
     dataset.PhotometricInterpretation = "MONOCHROME2"
     dataset.Rows, dataset.Columns = rows, columns

@@ -26,8 +26,7 @@ from dicomguard.errors import BundleError
 Surprises = NDArray[np.float64]
 
 # Which version of `score` a calibration was fitted with; part of the enrolment's hash.
-STATISTIC: Final = "tempered log-sum of surprises, temperature 2; 1"
-TEMPERATURE: Final = 2.0
+STATISTIC: Final = "sum of the surprises beyond log n; 1"
 # Smallest and largest number of images in a band. One image is a band of its own: there the test is the image's own.
 BANDS: Final = ((1, 1), (2, 20), (21, 200), (201, 2000))
 _TAIL_SHARE = 0.05
@@ -39,15 +38,17 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def score(surprises: Surprises) -> float:
-    """T log(mean of exp(s / T)), T = `TEMPERATURE`: between the mean (T large) and the largest surprise (T small).
+    """Sum over the n images of what each surprise exceeds log n by; the deficit of the largest where none does.
 
-    Increasing in every surprise, so that no image can be made to look worse in order to hide another. The surprise
-    itself where there is one image.
+    A surprise is about -log p of its image, so log n is what one of n independent clean images would reach, and the
+    sum is -log of the product of those Bonferroni-adjusted p-values n p that are below 1 (a truncated product, Zaykin
+    et al. 2002, that truncates at 1/n). One image that is surprising enough holds a study alone, several that are less
+    so do it together. Never falls when a surprise grows, so that no image can be made to look worse in order to hide
+    another. The surprise itself where there is one image.
     """
-    largest = float(surprises.max())
-    if len(surprises) == 1 or not math.isfinite(largest):
-        return largest
-    return largest + TEMPERATURE * math.log(float(np.mean(np.exp((surprises - largest) / TEMPERATURE))))
+    excess = surprises - math.log(len(surprises))
+    largest = float(excess.max())
+    return float(excess[excess > 0].sum()) if largest > 0 else largest
 
 
 def studies_needed(alpha: float) -> int:
