@@ -27,11 +27,11 @@ QUICK = Wishes(
     eps=0.0001,
     guard_alpha=1e-3,
     sigma=1.0,
-    distillation=Distillation(variants=1, epochs=1, least_steps=2, batch=32),
+    distillation=Distillation(variants=1, epochs=1, least_steps=1, batch=64),
     share_steps=(30, 500),
     tested=6,
 )
-COUNTS = {Part.DISTILLED: 60, Part.VALIDATION: 6, Part.REFERENCE: 24, Part.HELD_BACK: 24}
+COUNTS = {Part.DISTILLED: 60, Part.VALIDATION: 6, Part.REFERENCE: 20, Part.HELD_BACK: 12}
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,8 @@ def test_an_enrolment_is_complete_and_loads(bundle: Path, enrolled: tuple[Path, 
     assert scorer.enrolment == made
     assert made.fingerprint == scorer.fingerprint
     assert {part.value: getattr(made.clean_set, part.value) for part in Part} == {p.value: n for p, n in COUNTS.items()}
-    assert (made.clean_set.images, made.clean_set.patients) == (114, 114)
-    assert made.calibration.images == (24, 24)
+    assert (made.clean_set.images, made.clean_set.patients) == (98, 98)
+    assert made.calibration.images == (20, 12)
     assert [len(stage.draws) for stage in made.calibration.stages] == [2, 6]
     assert made.studies is not None
     assert made.studies.promise_up_to() == 1
@@ -97,8 +97,8 @@ def test_certified_shares_are_those_of_growing_sets(enrolled: tuple[Path, Any, A
     _, made, _ = enrolled
     assert [share.distilled for share in made.certified] == [30, 60]
     for share in made.certified:
-        assert share.tested == 24
-        assert share.certified <= share.agreed <= 24
+        assert share.tested == 12
+        assert share.certified <= share.agreed <= 12
 
 
 def test_progress_adds_up(enrolled: tuple[Path, Any, Any]) -> None:

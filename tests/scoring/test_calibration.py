@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dicomguard.errors import BundleError
 from dicomguard.scoring import calibration
@@ -230,6 +232,25 @@ def test_a_guard_that_was_unanimous_on_every_clean_image_can_be_calibrated() -> 
     one = fit(images[:40], images[40:], alpha=0.1, plan=PLAN)
     assert one.surprises(images[0], 1)["guard_share"] == 0
     assert flags(one, replace(images[0], guard_share=0.0))
+
+
+SURPRISE = st.floats(0, 50)
+
+
+@given(SURPRISE, SURPRISE, SURPRISE)
+def test_the_guards_surprise_is_added_and_the_feature_distance_counts_less(
+    noise: float, far: float, votes: float
+) -> None:
+    found = {"probability_drop": noise / 2, "log_odds_drop": noise, "feature_distance": far, "guard_share": votes}
+    assert calibration.fused(found) == max(noise, far - 3, 0) + votes
+    assert calibration.fused({name: found[name] for name in ("log_odds_drop", "feature_distance")}) == max(
+        noise, far - 3
+    )
+    assert calibration.fused({"feature_distance": 1.0}) == 0
+    for name, value in found.items():
+        assert calibration.fused({**found, name: value + 1}) >= calibration.fused(found)
+        assert math.isnan(calibration.fused({**found, name: math.nan}))
+        assert calibration.fused({**found, name: math.inf}) == math.inf
 
 
 # What is no number ---------------------------------------------------------------------------------------------------
