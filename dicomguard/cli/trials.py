@@ -186,8 +186,8 @@ def score(
             )
             bars("score", done, len(files))
     if not as_json:
-        columns = ("file", "verdict", "alone it would", "answer", "p", "score", "p-value", "assurance", "reasons", "detail")
-        print_table("Scores", columns, rows)
+        numbers = ("p", "score", "p-value", "assurance")
+        print_table("Scores", ("file", "verdict", "alone it would", "answer", *numbers, "reasons", "detail"), rows)
     raise typer.Exit(1 if held else 0)
 
 

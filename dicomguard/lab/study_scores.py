@@ -17,20 +17,19 @@ import monai
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn import functional as F
 
-from dicomguard.attacks.bim import early_stopped_bim
+from dicomguard.attacks.margins import from_log_odds
+from dicomguard.attacks.suite import SUITE
 from dicomguard.lab import finetune, train
 from dicomguard.lab.datasets import Example, load_gray, read_csv
 from dicomguard.phantom import Tomography
 from dicomguard.phantom.ct_header import WINDOW_CENTRE, WINDOW_WIDTH
 from dicomguard.phantom.tomograph import INTERCEPT
-from dicomguard.scoring import bundle, calibration, consistency, noise
+from dicomguard.scoring import bundle, calibration, noise
 from dicomguard.scoring.bundle import Inference
-from dicomguard.scoring.calibration import Calibration
-from dicomguard.scoring.consistency import NoiseCurve, NoiseSettings
-from dicomguard.scoring.scorer import Scorer
+from dicomguard.scoring.calibration import Calibration, Evidence
+from dicomguard.scoring.scorer import Batch, Scorer
 
 Pictures = NDArray[np.float32]
 Progress = Callable[[str], None]
@@ -41,12 +40,14 @@ SLICES = 500
 # Every attacked slice also belongs to the studies of 100 slices (every 5th), the first ten to those of 10 (every 50th).
 ATTACKED = tuple([*range(0, SLICES, 50), *range(25, SLICES, 50)][:18])
 ATTACKS = ("bim", "pgd4", "pgd8")
+_SUITE_NAMES = {"bim": "early-stopped BIM", "pgd4": "PGD 0.004", "pgd8": "PGD 0.008"}
 # First seed of each set of bodies. Nothing is measured on a body that anything was fitted or chosen on.
 _SEEDS = {"train": 10_000_000, "reference": 11_000_000, "selection": 12_000_000, "figures": 13_000_000}
 _SETTINGS = finetune.Settings(
     epochs=6, variants=3, batch=32, rate=7e-4, zoom=0.04, rotation=4.0, gamma=0.1, gain=0.03, mirror=True
 )
 _KEY = b"study power"
+_DRAWS = tuple((level, 0) for level in range(len(LEVELS)))
 _ROWS = 16  # pictures scored at once: whole forward passes of the fixed shape
 
 
@@ -67,52 +68,29 @@ class Rater:
     def __init__(self, scorer: Scorer, reference: Calibration | None = None) -> None:
         self.scorer = scorer
         self._reference = reference
-        self._noise = NoiseSettings(LEVELS, repeats=1)
 
-    def logits(self, batch: Tensor) -> Tensor:
-        """Class 1 logits (N,) in bfloat16, which is twice as fast; no threshold of a node comes from here."""
-        with torch.autocast("cpu", torch.bfloat16):
-            return self.scorer.logits(batch.to(memory_format=torch.channels_last)).float()
-
-    def curves(self, pictures: Pictures, names: Sequence[str]) -> list[NoiseCurve]:
-        """Noise curves of prepared pictures (N, H, W)."""
-        seeds = [noise.seed(_KEY, name, 0, "", self.scorer.fingerprint, "study") for name in names]
-        return consistency.curves(self.logits, torch.from_numpy(pictures)[:, None], seeds, self._noise)
+    def evidence(self, pictures: Pictures, names: Sequence[str]) -> list[Evidence]:
+        """What one draw a level shows of prepared pictures (N, H, W)."""
+        seeds = [noise.seeds(_KEY, name, 0, "", self.scorer.fingerprint) for name in names]
+        batch = Batch(torch.from_numpy(pictures)[:, None])
+        return self.scorer.look(batch, seeds, _DRAWS)[0]
 
     def rate(self, pictures: Pictures, names: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Surprise and logit of each picture."""
+        """Surprise and class 1 logit of each picture."""
         assert self._reference is not None
-        found = self.curves(pictures, names)
-        surprises = [self._reference.statistic_of(curve) for curve in found]
-        return np.array(surprises), np.array([curve.logit for curve in found])
+        found = self.evidence(pictures, names)
+        surprises = [self._reference.statistic_of(one)[0] for one in found]
+        return np.array(surprises), np.array([one.seen.clean[0, 1] - one.seen.clean[0, 0] for one in found])
 
     def attack(self, kind: str, pictures: Pictures, names: Sequence[str], grey_levels: int) -> NDArray[np.float64]:
         """Surprise after an attack rounded to stored bits; NaN where the answer is not another one then."""
         clean = torch.from_numpy(pictures)[:, None]
-        if kind == "bim":
-            pixels = early_stopped_bim(self.logits, clean).pixels
-        else:
-            pixels = projected_gradient(self.logits, clean, eps=int(kind.removeprefix("pgd")) / 1000)
+        margins = from_log_odds(self.scorer.log_odds, clean)
+        pixels = SUITE[_SUITE_NAMES[kind]](margins, clean, range(len(clean))).pixels
         pixels = (pixels * grey_levels).round() / grey_levels
         surprises, logits = self.rate(pixels[:, 0].numpy(), [f"{name}/{kind}" for name in names])
-        with torch.inference_mode():
-            before = self.logits(clean).numpy()
-        return np.where((logits >= 0) != (before >= 0), surprises, np.nan)
-
-
-def projected_gradient(logits: Callable[[Tensor], Tensor], clean: Tensor, *, eps: float, steps: int = 10) -> Tensor:
-    """PGD within `eps` in L-inf (Madry et al. 2018), steps of eps / 4 away from the present answer, never stopped."""
-    with torch.no_grad():
-        sign = torch.where(logits(clean) >= 0, 1.0, -1.0)
-    current = clean.clone()
-    for _ in range(steps):
-        current.requires_grad_()
-        with torch.enable_grad():
-            margins = sign * logits(current)
-        (gradient,) = torch.autograd.grad(margins.sum(), current)
-        current = current.detach() - eps / 4 * gradient.sign()
-        current = current.clamp(clean - eps, clean + eps).clamp(0, 1)
-    return current
+        before = self.scorer.answer(clean).log_odds.argmax(-1)[:, 0]
+        return np.where((logits > 0) != (before == 1), surprises, np.nan)
 
 
 def picture(stored: NDArray[np.uint16]) -> Pictures:
@@ -238,12 +216,11 @@ def _score(
 
 
 def _calibrate(path: Path, rater: Rater, pictures: Pictures, names: Sequence[str]) -> None:
-    curves = [
-        curve
-        for start in range(0, len(names), _ROWS)
-        for curve in rater.curves(pictures[start : start + _ROWS], names[start : start + _ROWS])
-    ]
-    fitted = calibration.fit(curves, names, fingerprint=rater.scorer.fingerprint, source="one slice of each body")
+    found: list[Evidence] = []
+    for start in range(0, len(names), _ROWS):
+        found += rater.evidence(pictures[start : start + _ROWS], names[start : start + _ROWS])
+    third = len(found) // 3
+    fitted = calibration.fit(found[:third], found[third:], alpha=0.05, plan=[_DRAWS], used=calibration.NOISE_COMPONENTS)
     path.write_text(fitted.model_dump_json())
 
 
@@ -251,6 +228,7 @@ def _inference() -> Inference:
     shipped = train.inference().model_dump(by_alias=True)
     shipped["input"]["size"] = [SIZE, SIZE]
     shipped["preprocessing"][0]["spatial_size"] = [SIZE, SIZE]
+    shipped["noise"]["levels"] = list(LEVELS)
     return Inference.model_validate(shipped)
 
 
