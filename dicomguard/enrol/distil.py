@@ -33,7 +33,7 @@ class Distillation:
     seed: int = 2026
     variants: int = 6
     epochs: int = 24
-    least_steps: int = 600
+    least_steps: int = 400
     batch: int = 64
     draws: int = 2
     rate: float = 2e-3
