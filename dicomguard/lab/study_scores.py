@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from dicomguard.attacks.bim import early_stopped_bim
+from dicomguard.attacks import margins
+from dicomguard.attacks.ladder import early_stopped_bim
+from dicomguard.attacks.pgd import FixedEps, fixed_eps_pgd
 from dicomguard.lab import finetune, train
 from dicomguard.lab.datasets import Example, load_gray, read_csv
 from dicomguard.phantom import Tomography
@@ -28,8 +30,8 @@ from dicomguard.phantom.ct_header import WINDOW_CENTRE, WINDOW_WIDTH
 from dicomguard.phantom.tomograph import INTERCEPT
 from dicomguard.scoring import bundle, calibration, consistency, noise
 from dicomguard.scoring.bundle import Inference
-from dicomguard.scoring.calibration import Calibration
-from dicomguard.scoring.consistency import NoiseCurve, NoiseSettings
+from dicomguard.scoring.calibration import NOISE_COMPONENTS, Calibration, Evidence
+from dicomguard.scoring.consistency import NoiseSettings, Observation
 from dicomguard.scoring.scorer import Scorer
 
 Pictures = NDArray[np.float32]
@@ -47,6 +49,7 @@ _SETTINGS = finetune.Settings(
     epochs=6, variants=3, batch=32, rate=7e-4, zoom=0.04, rotation=4.0, gamma=0.1, gain=0.03, mirror=True
 )
 _KEY = b"study power"
+_CHUNK = 8  # pictures in one forward pass
 _ROWS = 16  # pictures scored at once: whole forward passes of the fixed shape
 
 
@@ -69,50 +72,42 @@ class Rater:
         self._reference = reference
         self._noise = NoiseSettings(LEVELS, repeats=1)
 
-    def logits(self, batch: Tensor) -> Tensor:
-        """Class 1 logits (N,) in bfloat16, which is twice as fast; no threshold of a node comes from here."""
+    def log_odds(self, batch: Tensor) -> Tensor:
+        """Log-odds (N, 1, 2) in bfloat16, which is twice as fast; no threshold of a node comes from here."""
         with torch.autocast("cpu", torch.bfloat16):
-            return self.scorer.logits(batch.to(memory_format=torch.channels_last)).float()
+            return self.scorer.log_odds(batch.to(memory_format=torch.channels_last)).float()
 
-    def curves(self, pictures: Pictures, names: Sequence[str]) -> list[NoiseCurve]:
-        """Noise curves of prepared pictures (N, H, W)."""
+    def evidence(self, pictures: Pictures, names: Sequence[str]) -> list[Evidence]:
+        """What the noise check sees of prepared pictures (N, H, W)."""
         seeds = [noise.seed(_KEY, name, 0, "", self.scorer.fingerprint, "study") for name in names]
-        return consistency.curves(self.logits, torch.from_numpy(pictures)[:, None], seeds, self._noise)
+        batch, draws = torch.from_numpy(pictures)[:, None], self._noise.ladder()
+        with torch.inference_mode():
+            parts = [self.log_odds(part) for part in torch.split(batch, _CHUNK)]
+        clean = torch.cat(parts).double().numpy()
+        noisy = consistency.observe(self.log_odds, batch, seeds, self._noise, draws, chunk=_CHUNK)
+        return [Evidence(Observation(c, n, draws)) for c, n in zip(clean, noisy, strict=True)]
 
     def rate(self, pictures: Pictures, names: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Surprise and logit of each picture."""
+        """Surprise and class 1 logit of each picture."""
         assert self._reference is not None
-        found = self.curves(pictures, names)
-        surprises = [self._reference.statistic_of(curve) for curve in found]
-        return np.array(surprises), np.array([curve.logit for curve in found])
+        found = self.evidence(pictures, names)
+        surprises = [self._reference.statistic_of(evidence)[0] for evidence in found]
+        return np.array(surprises), np.array([float(e.seen.clean[0, 1] - e.seen.clean[0, 0]) for e in found])
 
     def attack(self, kind: str, pictures: Pictures, names: Sequence[str], grey_levels: int) -> NDArray[np.float64]:
         """Surprise after an attack rounded to stored bits; NaN where the answer is not another one then."""
         clean = torch.from_numpy(pictures)[:, None]
+        moving = margins.from_log_odds(self.log_odds, clean)
         if kind == "bim":
-            pixels = early_stopped_bim(self.logits, clean).pixels
+            pixels = early_stopped_bim(moving, clean).pixels
         else:
-            pixels = projected_gradient(self.logits, clean, eps=int(kind.removeprefix("pgd")) / 1000)
+            budget = FixedEps(eps=int(kind.removeprefix("pgd")) / 1000, steps=10, relative_step=0.25)
+            pixels = fixed_eps_pgd(moving, clean, range(len(clean)), budget).pixels
         pixels = (pixels * grey_levels).round() / grey_levels
         surprises, logits = self.rate(pixels[:, 0].numpy(), [f"{name}/{kind}" for name in names])
         with torch.inference_mode():
-            before = self.logits(clean).numpy()
-        return np.where((logits >= 0) != (before >= 0), surprises, np.nan)
-
-
-def projected_gradient(logits: Callable[[Tensor], Tensor], clean: Tensor, *, eps: float, steps: int = 10) -> Tensor:
-    """PGD within `eps` in L-inf (Madry et al. 2018), steps of eps / 4 away from the present answer, never stopped."""
-    with torch.no_grad():
-        sign = torch.where(logits(clean) >= 0, 1.0, -1.0)
-    current = clean.clone()
-    for _ in range(steps):
-        current.requires_grad_()
-        with torch.enable_grad():
-            margins = sign * logits(current)
-        (gradient,) = torch.autograd.grad(margins.sum(), current)
-        current = current.detach() - eps / 4 * gradient.sign()
-        current = current.clamp(clean - eps, clean + eps).clamp(0, 1)
-    return current
+            before = self.log_odds(clean).argmax(-1)[:, 0].numpy()
+        return np.where((logits > 0) != (before == 1), surprises, np.nan)
 
 
 def picture(stored: NDArray[np.uint16]) -> Pictures:
@@ -238,12 +233,14 @@ def _score(
 
 
 def _calibrate(path: Path, rater: Rater, pictures: Pictures, names: Sequence[str]) -> None:
-    curves = [
-        curve
+    found = [
+        evidence
         for start in range(0, len(names), _ROWS)
-        for curve in rater.curves(pictures[start : start + _ROWS], names[start : start + _ROWS])
+        for evidence in rater.evidence(pictures[start : start + _ROWS], names[start : start + _ROWS])
     ]
-    fitted = calibration.fit(curves, names, fingerprint=rater.scorer.fingerprint, source="one slice of each body")
+    third = len(found) // 3
+    plan = (found[0].seen.draws,)
+    fitted = calibration.fit(found[:third], found[third:], alpha=0.05, plan=plan, used=NOISE_COMPONENTS)
     path.write_text(fitted.model_dump_json())
 
 
