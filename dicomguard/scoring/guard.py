@@ -39,6 +39,7 @@ _RADIUS_SLACK: Final = 1e-3
 _BOUND_SLACK: Final = 1e-4
 _CHUNK: Final = 128
 _MAX_LOOKS: Final = 3
+_MOST_DRAWS: Final = 100_000
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -60,7 +61,7 @@ class GuardSettings(BaseModel):
     sigma: Annotated[float, Field(gt=0, le=4)]
     eps: Annotated[float, Field(gt=0, le=0.25)]
     alpha: Share = 1e-6
-    looks: Annotated[tuple[Annotated[int, Field(ge=1, le=100_000)], ...], Field(min_length=1, max_length=_MAX_LOOKS)]
+    looks: Annotated[tuple[Annotated[int, Field(ge=1, le=_MOST_DRAWS)], ...], Field(min_length=1, max_length=_MAX_LOOKS)]
     window: tuple[float, float] | None = None
     width: Annotated[int, Field(ge=4, le=256)] = 32
 
@@ -252,11 +253,11 @@ def _majority(seen: Tensor) -> Answer:
 def looks_for(eps: float, sigma: float, alpha: float = 1e-6) -> tuple[int, ...]:
     """Three looks: where a unanimous vote certifies, then two that forgive some dissent.
 
-    Empty where not even a unanimous vote of 20,000 draws would certify: sigma is too small for eps.
+    Empty where that would take more draws than settings may hold: sigma is too small for eps.
     """
     bar = GuardSettings(sigma=sigma, eps=eps, alpha=alpha, looks=(1,)).bar()
     if bar >= 1:
         return ()
     unanimous = math.ceil(math.log(alpha / _MAX_LOOKS) / math.log(bar)) + 1
     first = max(unanimous, 64)
-    return () if first > 20_000 else (first, max(3 * first, 400), max(6 * first, 1200))
+    return () if 6 * first > _MOST_DRAWS else (first, max(3 * first, 400), max(6 * first, 1200))

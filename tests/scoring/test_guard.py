@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats
@@ -148,6 +148,7 @@ def test_settings_that_make_no_sense(change: dict[str, object]) -> None:
 
 
 @given(st.floats(0.0005, 0.02), st.floats(0.1, 1.5), st.floats(1e-9, 1e-2))
+@example(0.0133, 0.26, 4e-4)  # as many draws as settings may hold
 @settings(deadline=None)
 def test_a_unanimous_first_look_certifies_and_one_vote_less_does_not(eps: float, sigma: float, alpha: float) -> None:
     looks = looks_for(eps, sigma, alpha)
