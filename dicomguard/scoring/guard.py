@@ -61,7 +61,9 @@ class GuardSettings(BaseModel):
     sigma: Annotated[float, Field(gt=0, le=4)]
     eps: Annotated[float, Field(gt=0, le=0.25)]
     alpha: Share = 1e-6
-    looks: Annotated[tuple[Annotated[int, Field(ge=1, le=_MOST_DRAWS)], ...], Field(min_length=1, max_length=_MAX_LOOKS)]
+    looks: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=_MOST_DRAWS)], ...], Field(min_length=1, max_length=_MAX_LOOKS)
+    ]
     window: tuple[float, float] | None = None
     width: Annotated[int, Field(ge=4, le=256)] = 32
 
