@@ -169,6 +169,12 @@ def check_armed(scorer: Scorer, section: BundleSection, *, certificate: str) -> 
             f" {section.fingerprint}.",
             advice="Find out who changed the bundle; then pin the new fingerprint.",
         )
+    if section.enrolment_sha256 not in (None, scorer.enrolment_sha256):
+        raise BundleError(
+            f"The enrolment of bundle {section.path} has the SHA-256 {scorer.enrolment_sha256}, the configuration pins"
+            f" {section.enrolment_sha256}.",
+            advice="Find out who enrolled it anew or edited its thresholds; then pin the new one.",
+        )
     if section.mode == "shadow":
         return
     if scorer.enrolment is None:

@@ -171,8 +171,10 @@ class BundleSection(_Section):
     mode: Literal["enforce", "shadow"] = "enforce"
     # Folder that 'dicomguard enrol --out' wrote; by default the bundle's own, path/enrolment.
     enrolment: Path | None = None
-    # Optional pin: the node refuses to start when the bundle's fingerprint is another one.
+    # Optional pins: the node refuses to start when the bundle's fingerprint, or the SHA-256 of enrolment.json, which
+    # holds every threshold, is another one.
     fingerprint: str | None = None
+    enrolment_sha256: str | None = None
 
 
 class PolicySection(_Section):

@@ -67,6 +67,10 @@ def is_reference(patient: str) -> bool:
     return int.from_bytes(hashlib.sha256(f"reference\0{patient}".encode()).digest()[:4], "big") < 2**32 // 3
 
 
+def _rank(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
 @dataclass(slots=True)
 class CleanSet:
     """Prepared pictures of one part: pixels as 16-bit integers, planes for the guard in modality units."""
@@ -96,12 +100,12 @@ class CleanSet:
         """Places of the frames whose native pixels were kept: one of each patient, of the first that came."""
         return [place for place, item in enumerate(self.items) if item.image.pixels.size]
 
-    def studies(self) -> list[list[int]]:
-        """Places grouped by study."""
-        groups: dict[str, list[int]] = {}
+    def one_study_per_patient(self) -> list[list[int]]:
+        """Places of the frames of one study of each patient, picked by hash: follow-ups are no independent draws."""
+        studies: dict[str, dict[str, list[int]]] = {}
         for place, item in enumerate(self.items):
-            groups.setdefault(item.study, []).append(place)
-        return list(groups.values())
+            studies.setdefault(item.patient, {}).setdefault(item.study, []).append(place)
+        return [found[min(found, key=_rank)] for found in studies.values()]
 
 
 class Gathered:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,9 +35,9 @@ _BATCH = 16
 _PAPER_IMAGES = 120
 _TOLERANCE_IMAGES = 60
 _TESTED_IMAGES = 40  # of the validation part are attacked
+_LEAST_FLIPPED = 5  # fewer flipped images say nothing about an attack
 _LEAST_DISTILLED = 60  # fewer pictures teach a guard nothing worth its time
 SHARE_STEPS = (200, 500, 1000, 2000)
-STUDY_BANDS = ((1, 1), (2, 15), (16, 150), (151, 750))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +99,16 @@ def enrol(scorer: Scorer, gathered: Gathered, source: str, wishes: Wishes, out: 
         used=calibration.COMPONENTS if guard else tuple(c for c in calibration.COMPONENTS if c != "guard_share"),
     )
     clean_scores = {place: fitted.statistic_of(e)[0] for place, e in zip(held.places, held.evidence, strict=True)}
-    studies = [[clean_scores[place] for place in study] for study in held_back.studies()]
+    studies = [[clean_scores[place] for place in study] for study in held_back.one_study_per_patient()]
     validation = gathered.parts[Part.VALIDATION]
     trials, paper = _test(
         scorer, validation, fitted, [clean_scores[p] for p in sorted(own)], reference, wishes, advance
     )
     weakest = [t for t in trials if t.auroc is not None and t.auroc < MINIMUM_AUROC]
-    untested = [t for t in trials if t.auroc is None]
+    untested = [t for t in trials if t.flipped < _LEAST_FLIPPED]
     refusal = _refusal(weakest, untested)
     if guard is not None:
-        certified = (*certified, _certified_share(held, len(distilled)))
+        certified = (*certified, _certified_share(held, own, len(distilled)))
     counts = {f"{part.value}": len(gathered.parts[part]) for part in Part}
     armed: Literal["enforce", "shadow"] = "shadow" if refusal else "enforce"
     facts = {
@@ -131,7 +131,7 @@ def enrol(scorer: Scorer, gathered: Gathered, source: str, wishes: Wishes, out: 
         "armed": armed,
         "refusal": refusal,
         "certified": certified,
-        "studies": StudyCalibration.fit(studies, bands=STUDY_BANDS, alpha=wishes.alpha),
+        "studies": StudyCalibration.fit(studies, alpha=wishes.alpha),
     }
     tensors = guard_tensors | ({} if model is None else model.tensors())
     return enrolment.write(out, facts, tensors)
@@ -233,8 +233,10 @@ def _share_of(scorer: Scorer, guard: Guard, clean: CleanSet, distilled: int, adv
     return _counted(outcomes, distilled)
 
 
-def _certified_share(held: Measured, distilled: int) -> CertifiedShare:
-    return _counted([vote.outcome for vote in held.votes if vote is not None], distilled)
+def _certified_share(held: Measured, own: Collection[int], distilled: int) -> CertifiedShare:
+    """On one frame of each patient, because the interval beside it takes them for independent."""
+    votes = [vote for place, vote in zip(held.places, held.votes, strict=True) if place in own]
+    return _counted([vote.outcome for vote in votes if vote is not None], distilled)
 
 
 def _counted(outcomes: Sequence[Outcome], distilled: int) -> CertifiedShare:
@@ -339,8 +341,8 @@ def _refusal(weakest: Sequence[Trial], untested: Sequence[Trial]) -> str:
         )
     if untested:
         return (
-            f"'{untested[0].attack}' changed the answer of none of {untested[0].tried} images, so that nothing says"
-            " whether the check would see it."
+            f"'{untested[0].attack}' changed the answer of {untested[0].flipped} of {untested[0].tried} images only;"
+            f" {_LEAST_FLIPPED} are needed to say whether the check would see it. Give more clean images."
         )
     return ""
 

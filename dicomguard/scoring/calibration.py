@@ -223,9 +223,10 @@ def fit(
         low_margins=0,
         threshold=0.0,
     )
+    share = min(exit_share, max(1 - 2 * alpha, 0.0))  # an exit above the threshold would not lead towards clean only
     for stage in range(len(plan) - 1):
         scores = [draft.statistic_after(e, stage) for e in reference]
-        draft = draft.model_copy(update={"exits": (*draft.exits, round(float(np.quantile(scores, exit_share)), 6))})
+        draft = draft.model_copy(update={"exits": (*draft.exits, round(float(np.quantile(scores, share)), 6))})
     return _with_threshold(draft, held_back)
 
 

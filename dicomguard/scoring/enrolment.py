@@ -14,9 +14,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -110,6 +110,12 @@ class Enrolment(_Frozen):
     refusal: str
     certified: tuple[CertifiedShare, ...]
     studies: StudyCalibration | None = None
+
+    @model_validator(mode="after")
+    def _one_alpha(self) -> Self:
+        if self.calibration.alpha != self.alpha:
+            raise ValueError("the statement and its calibration name different alphas")
+        return self
 
     def thresholds(self) -> Thresholds:
         """What a decision holds a score against."""

@@ -88,7 +88,16 @@ def test_a_file_that_comes_twice_counts_once_even_from_two_places(scorer: Scorer
     gathered.add_all([clean(1), clean(2)])
     assert gathered.images == 3
     assert gathered.patients == {"p1", "p2"}
-    assert [len(study) for study in gathered.parts[Part.REFERENCE].studies()] == [2, 1]
+    assert [len(study) for study in gathered.parts[Part.REFERENCE].one_study_per_patient()] == [2, 1]
+
+
+def test_a_follow_up_is_no_second_draw(scorer: Scorer) -> None:
+    gathered = Gathered(scorer, None)
+    first, again, other = clean(1), clean(2), clean(3)
+    gathered.add_all([first, replace(again, patient=first.patient), other])
+    reference = gathered.parts[Part.REFERENCE]
+    assert len(reference.one_study_per_patient()) == 2
+    assert len(reference.one_per_patient()) == 2
 
 
 def test_images_go_to_their_patients_part_unless_it_is_given(scorer: Scorer) -> None:

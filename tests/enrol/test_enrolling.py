@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dicomguard.enrol import enrolling, selftest
+from dicomguard.enrol import selftest
 from dicomguard.enrol.cleanset import Gathered, Part
 from dicomguard.enrol.distil import Distillation
 from dicomguard.enrol.enrolling import Wishes, enrol, plan, sigma_for
@@ -180,4 +180,3 @@ def test_the_cascade_looks_at_every_other_level_first() -> None:
         tuple((level, r) for level in range(5) for r in range(2)),
     )
     assert plan(NoiseSettings((0.03,), 1)) == (((0, 0),), ((0, 0),))
-    assert enrolling.STUDY_BANDS[0] == (1, 1)
