@@ -133,7 +133,7 @@ def test_too_few_images_to_teach_a_guard_give_none(bundle: Path, tmp_path: Path)
     assert "guard_share" not in made.calibration.used
     # Nothing was there to be attacked, so nothing says that the check sees attacks.
     assert made.armed == "shadow"
-    assert "none of 0 images" in made.refusal
+    assert "0 of 0 images" in made.refusal
     assert all(math.isfinite(theta) for theta in made.paper.theta)
 
 
