@@ -194,8 +194,11 @@ class StudyRuling:
     is_flagged: bool
     suspects: frozenset[int]
 
-    def to_json(self) -> dict[str, Any]:
-        """A plain mapping, as it stands beside the scores."""
+    def to_json(self, first: int, frames: int) -> dict[str, Any]:
+        """A plain mapping, as it stands beside the scores of the instance with frames `first` to `first + frames`.
+
+        Of the suspects only its own: all of them in each of thousands of instances would be millions.
+        """
         return {
             "images": self.images,
             "score": self.score,
@@ -203,7 +206,9 @@ class StudyRuling:
             "p_value": self.p_value,
             "has_promise": self.has_promise,
             "flagged": self.is_flagged,
-            "suspects": sorted(self.suspects),
+            "first": first,
+            "suspects": sorted(n for n in range(first, first + frames) if n in self.suspects),
+            "suspect_count": len(self.suspects),
         }
 
 

@@ -80,8 +80,9 @@ class Screener:
     def step(self) -> bool:
         """Take in the journal and screen what is due, a batch at the most; True when there was something.
 
-        Studies that are due at the same time are looked at together, until there are `_TOGETHER` instances: nobody
-        waits for company, and a stop waits for one batch only. Raises LedgerError while the ledger is away.
+        Small studies that are due at the same time are looked at together: nobody waits for company, at most twice
+        `_TOGETHER` instances go before a decision, and a stop waits for one batch, or one large study, only. Raises
+        LedgerError while the ledger is away.
         """
         did = self._ingest_journal()
         if self._monotonic() >= self._next_reviews_s:
@@ -95,21 +96,29 @@ class Screener:
             self._screen(retry, is_overdue=was_overdue)
             return True
         batch: list[tuple[Claim, bool]] = []
-        for due in self._settling.due(self._monotonic()):
-            claim = self._spool.claim(due.study_key)
-            if claim is not None:
-                if due.is_late:
-                    self._sound_late(claim, is_endless=due.is_endless)
-                batch.append((claim, due.is_endless))
-                if sum(len(claim.instances) for claim, _ in batch) >= _TOGETHER:
-                    break
+        try:
+            for due in self._settling.due(self._monotonic()):
+                claim = self._spool.claim(due.study_key)
+                if claim is not None:
+                    batch.append((claim, due.is_endless))
+                    if due.is_late:
+                        self._sound_late(claim, is_endless=due.is_endless)
+                    if sum(len(claim.instances) for claim, _ in batch) >= _TOGETHER:
+                        break
+        except Exception:
+            self._retries += batch  # claimed, and nobody else would look at them before a restart
+            raise
         self._screen_batch(batch)
         return did or bool(batch)
 
     def _screen_batch(self, batch: Sequence[tuple[Claim, bool]]) -> None:
-        """Screen claims that were taken together; what the ledger's absence leaves over is retried one by one."""
-        if len(batch) > 1:
-            self._look_ahead([claim for claim, is_overdue in batch if not is_overdue])
+        """Screen claims that were taken together; what the ledger's absence leaves over is retried one by one.
+
+        A large study, which can only be the last one, is examined by itself, after the decisions on those before it.
+        """
+        small = [claim for claim, is_overdue in batch if not is_overdue and len(claim.instances) < _TOGETHER]
+        if len(small) > 1:
+            self._look_ahead(small)
         try:
             for place, (claim, is_overdue) in enumerate(batch):
                 try:

@@ -227,7 +227,7 @@ def _scores(scored: Scored, scorer: Scorer, policy: Policy, place: Place | None)
         # What a p-value can resolve: the drift watch must know how many clean images stand behind it.
         found["calibration_images"] = scorer.enrolment.calibration.images[1]
     if place is not None:
-        found["study"] = place.ruling.to_json() | {"first": place.first}
+        found["study"] = place.ruling.to_json(place.first, len(scored.scores))
     guards = Counter(score.guard.outcome for score in scored.scores if score.guard is not None)
     if guards:
         found["guard"] = dict(sorted(guards.items()))

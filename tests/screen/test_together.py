@@ -94,3 +94,46 @@ def test_a_ledger_that_goes_away_in_the_middle_loses_no_claim(site, monkeypatch)
     while screener.step():
         pass
     assert len(site.decisions()) == 4
+
+
+def test_a_large_study_keeps_no_small_one_waiting(site, monkeypatch):
+    for seed in range(3):
+        site.send(seed=seed)
+    for seed in range(10, 30):
+        site.send(seed=seed, study="1.2.3.99")
+    screener = site.screener()
+    examine = screener._examiner.examine
+    looks = []
+
+    def watched(instances):
+        looks.append([instance.study_instance_uid for instance in instances])
+        return examine(instances)
+
+    monkeypatch.setattr(screener._examiner, "examine", watched)
+    site.screen(screener)
+    assert len(site.decisions()) == 4
+    assert sorted(map(len, looks))[-1] == 20
+    assert all(set(look) == {"1.2.3.99"} for look in looks if "1.2.3.99" in look)
+
+
+def test_what_was_claimed_before_the_disk_failed_is_screened_later(site, monkeypatch):
+    for seed in range(3):
+        site.send(seed=seed)
+    screener = site.screener()
+    claim = site.spool.claim
+    calls = []
+
+    def fails_at_the_second(study_key):
+        calls.append(study_key)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return claim(study_key)
+
+    monkeypatch.setattr(site.spool, "claim", fails_at_the_second)
+    screener.step()
+    site.now_s += 11
+    with pytest.raises(OSError, match="No space left"):
+        screener.step()
+    while screener.step():
+        pass
+    assert len(site.decisions()) == 3
