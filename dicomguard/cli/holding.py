@@ -94,7 +94,7 @@ def quarantine_show(item: Item, config: ConfigOption, as_json: JsonOption = Fals
                 )
             print_table(
                 "Instances",
-                ("instance", "verdict", "answer", "likely", "p", "score", "limit", "guard", "reasons", "detail"),
+                ("instance", "verdict", "answer", "sure", "likely", "score", "limit", "guard", "reasons", "detail"),
                 (_instance_row(instance) for instance in held.to_json()["instances"]),
             )
             if held.evidence is not None:
@@ -109,8 +109,8 @@ def _instance_row(instance: dict[str, Any]) -> tuple[object, ...]:
         shorten(instance["sop_instance_uid"]),
         instance["verdict"],
         worst.get("predicted"),
-        worst.get("likely"),
         f"{worst['probability']:.3f}" if worst else "",
+        worst.get("likely"),
         f"{worst['statistic']:.2f}" if worst else "",
         "" if threshold is None else f"{threshold:.2f}",
         (worst.get("guard") or {}).get("outcome"),
