@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,12 +22,12 @@ from safetensors.torch import load_file, save_file
 from dicomguard.enrol.cleanset import Clean, CleanSet, Gathered, Part
 from dicomguard.enrol.distil import Distillation, Lessons, distil, lessons
 from dicomguard.enrol.enrolling import sigma_for
-from dicomguard.errors import DicomguardError
+from dicomguard.lab import command
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.figures import share
-from dicomguard.lab.recipes import RECIPES, Case, Recipe
+from dicomguard.lab.recipes import Case, Recipe
 from dicomguard.lab.stored import read
-from dicomguard.scoring import memory, noise
+from dicomguard.scoring import noise
 from dicomguard.scoring.bundle import Bundle
 from dicomguard.scoring.guard import Guard, GuardSettings, Outcome, looks_for
 from dicomguard.scoring.scorer import Scorer
@@ -147,27 +146,12 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line of scripts/bench certificates."""
-    parser = argparse.ArgumentParser(prog="scripts/bench certificates", description="Certified share of clean files.")
-    parser.add_argument("recipe", choices=sorted(RECIPES))
-    parser.add_argument("--bundle", type=Path, help="bundle folder (default config/bundles/NAME)")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("DICOMGUARD_TEST_DATA", "../shared/data")))
-    parser.add_argument("--work", type=Path, default=Path("build/bench/certificates"), help="where guards are kept")
-    parser.add_argument("--results", type=Path, default=Path("docs/results"))
+    parser = command.parser("certificates", "Certified share of clean files against the budget.")
     parser.add_argument("--eps", type=float, action="append", help="a budget (default: .004, .008, .012, .016)")
     parser.add_argument("--sigma", type=float, help="the guard's noise (default: chosen for each budget)")
     parser.add_argument("--epochs", type=int, default=Distillation().epochs)
     parser.add_argument("--cases", type=int, default=None, help="use only so many test files")
-    parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
-    memory.keep_buffers()
-    console = Console()
-    try:
-        run(RECIPES[given.recipe], given.bundle or Path("config/bundles") / given.recipe, given, console)
-    except DicomguardError as error:
-        console.print(f"[red]{error}")
-        return 1
-    return 0
+    return command.execute(run, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,14 +21,14 @@ from torch import Tensor
 
 from dicomguard.attacks.joint import Budget, Pair
 from dicomguard.decision import Policy, judge_score
-from dicomguard.errors import BundleError, DicomguardError
+from dicomguard.errors import BundleError
+from dicomguard.lab import command
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.majority import Terms
-from dicomguard.lab.promises import shard
-from dicomguard.lab.recipes import RECIPES, Case, Recipe
+from dicomguard.lab.recipes import Case, Recipe
 from dicomguard.lab.soundness import Base, Judged, Soundness, Stored
 from dicomguard.lab.stored import read
-from dicomguard.scoring import memory, noise
+from dicomguard.scoring import noise
 from dicomguard.scoring.scorer import Scorer
 
 _KEY = b"soundness"  # stands in for a site key that the attacker does not have
@@ -90,7 +89,7 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
     guard = scorer.guard
     assert guard is not None
     settings = guard.settings
-    first, step = shard(given.shard)
+    first, step = command.shard(given.shard)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         tasks: dict[str, TaskID] = {
             "bases": progress.add_task("long votes on clean files", total=given.bases),
@@ -126,29 +125,13 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line of scripts/bench soundness."""
-    parser = argparse.ArgumentParser(prog="scripts/bench soundness", description="Try to falsify certificates.")
-    parser.add_argument("recipe", choices=sorted(RECIPES))
-    parser.add_argument("--bundle", type=Path, help="bundle folder (default config/bundles/NAME)")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("DICOMGUARD_TEST_DATA", "../shared/data")))
-    parser.add_argument("--work", type=Path, default=Path("build/bench/soundness"), help="where attempts are kept")
-    parser.add_argument("--results", type=Path, default=Path("docs/results"))
+    parser = command.shardable(command.parser("soundness", "Try to falsify certificates."))
     parser.add_argument("--attempts", type=int, default=2000)
     parser.add_argument("--bases", type=int, default=40)
     parser.add_argument("--draws", type=int, default=100_000, help="noise draws of each long vote")
     parser.add_argument("--budget", type=float, help="attack with another budget than the certificate's: a control")
     parser.add_argument("--confirm-only", action="store_true", help="make the long votes only")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--shard", default="", help="I/N: every Nth attempt from I on, no report; a later run reports")
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
-    memory.keep_buffers()
-    console = Console()
-    try:
-        run(RECIPES[given.recipe], given.bundle or Path("config/bundles") / given.recipe, given, console)
-    except DicomguardError as error:
-        console.print(f"[red]{error}")
-        return 1
-    return 0
+    return command.execute(run, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

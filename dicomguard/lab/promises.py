@@ -1,4 +1,4 @@
-"""What a bundle's enrolment really reaches on its test patients, measured on files. Run by scripts/bench score.
+"""What a bundle's enrolment really reaches on its test patients, measured on files. Run by scripts/bench files.
 
 Resumable: every file's outcome is kept under the work folder. Several processes of one thread, `--shard 0/2` and
 `--shard 1/2`, are faster than one of two; a last run without --shard reports.
@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from dicomguard.attacks.suite import SUITE
 from dicomguard.enrol.cleanset import is_reference
-from dicomguard.errors import BundleError, DicomguardError
-from dicomguard.lab import card, rules
+from dicomguard.errors import BundleError
+from dicomguard.lab import card, command, rules
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.figures import share
-from dicomguard.lab.recipes import RECIPES, Case, Recipe
+from dicomguard.lab.recipes import Recipe
 from dicomguard.lab.specimens import Looked, Specimens
-from dicomguard.scoring import memory
 from dicomguard.scoring.enrolment import Enrolment
 from dicomguard.scoring.scorer import Scorer
 
@@ -126,7 +123,7 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
 
     """
     scorer = Scorer.load(folder)
-    first, step = shard(given.shard)
+    first, step = command.shard(given.shard)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bench = Bench(recipe, scorer, given, progress)
         for bits in given.bits or recipe.bits:
@@ -137,7 +134,7 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
         "bundle": scorer.name,
         "fingerprint": scorer.fingerprint,
         "enrolment": scorer.enrolment_sha256,
-        "command": f"scripts/bench score {recipe.name}",
+        "command": f"scripts/bench files {recipe.name}",
         "reports": [bench.report(bits) for bits in given.bits or recipe.bits],
     }
     given.results.mkdir(parents=True, exist_ok=True)
@@ -146,44 +143,14 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
     (folder / "docs" / "README.md").write_text(card.text(recipe, folder, scorer.enrolment, result))
 
 
-def shard(text: str) -> tuple[int, int]:
-    """`1/3` -> (1, 3): every third file from the second on."""
-    if not text:
-        return 0, 1
-    first, _, step = text.partition("/")
-    if not (first.isdigit() and step.isdigit() and int(first) < int(step)):
-        raise DicomguardError(
-            f"--shard {text} is not I/N with I below N.", advice="For three processes: 0/3, 1/3, 2/3."
-        )
-    return int(first), int(step)
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """The command line of scripts/bench score."""
-    parser = argparse.ArgumentParser(prog="scripts/bench score", description="Measure what an enrolment promises.")
-    parser.add_argument("recipe", choices=sorted(RECIPES))
-    parser.add_argument("--bundle", type=Path, help="bundle folder (default config/bundles/NAME)")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("DICOMGUARD_TEST_DATA", "../shared/data")))
-    parser.add_argument("--work", type=Path, default=Path("build/bench/score"), help="where outcomes are kept")
-    parser.add_argument("--results", type=Path, default=Path("docs/results"))
+    """The command line of scripts/bench files."""
+    parser = command.shardable(command.parser("files", "Measure what an enrolment promises, on files."))
     parser.add_argument("--flips", type=int, default=300, help="files that flip, for each attack and bit depth")
     parser.add_argument("--cases", type=int, default=None, help="use only so many test images")
     parser.add_argument("--bits", type=int, action="append", help="bit depth (default: those of the recipe)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--shard", default="", help="I/N: every Nth file from I on, no report; a later run reports")
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
-    memory.keep_buffers()
-    console = Console()
-    try:
-        run(RECIPES[given.recipe], given.bundle or Path("config/bundles") / given.recipe, given, console)
-    except DicomguardError as error:
-        console.print(f"[red]{error}")
-        return 1
-    return 0
+    return command.execute(run, parser.parse_args(arguments))
 
-
-__all__ = ["Bench", "Case", "main", "run", "shard"]
 
 if __name__ == "__main__":
     sys.exit(main())

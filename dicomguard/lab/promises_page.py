@@ -17,6 +17,7 @@ _INTRODUCTION = (
     "*Flagged*: the file alone would be quarantined. Attacked files count only where the answer still differs once the",
     "picture is rounded to stored bits and read back.",
 )
+_LEAST_FILES = 300  # attacked files that a figure should rest on
 _TARGETS = {0.05: 0.97, 0.01: 0.90}
 _CERTIFIED = {0.004: (0.85, 0.92), 0.008: (0.76, 0.85), 0.012: (0.62, 0.75), 0.016: (None, 0.65)}
 
@@ -94,16 +95,13 @@ def _attempts(report: dict[str, Any]) -> Iterator[str]:
 
 def _missed(report: dict[str, Any]) -> Iterator[str]:
     """Which targets are not met, in so many words."""
+    for name, found in report["rows"][0]["attacks"].items():
+        if found["count"] < _LEAST_FILES:
+            yield f"- {name} rests on {found['count']} files, not on {_LEAST_FILES}."
     for row in report["rows"]:
-        if row["rule"] not in ("as shipped", "ours"):
-            continue
-        target = _TARGETS.get(row["alpha"])
-        if target is None:
-            continue
+        target = _TARGETS.get(row["alpha"]) if row["rule"] in ("as shipped", "ours") else None
         for name, found in row["attacks"].items():
-            if found["count"] < 300:
-                yield f"- {row['rule']}, alpha {row['alpha']:g}: {name} rests on {found['count']} files, not on 300."
-            if found["rate"] is not None and found["rate"] < target:
+            if target is not None and found["rate"] is not None and found["rate"] < target:
                 yield (
                     f"- {row['rule']}, alpha {row['alpha']:g}: **{name} {found['rate']:.3f} is below {target:g}**, by"
                     f" {target - found['rate']:.3f}."

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from dicomguard.errors import DicomguardError
+from dicomguard.lab import command
 from dicomguard.lab.datasets import Split
-from dicomguard.lab.recipes import RECIPES
+from dicomguard.lab.recipes import Recipe
 from dicomguard.pixels.image import Image
-from dicomguard.scoring import memory, noise
+from dicomguard.scoring import noise
 from dicomguard.scoring.bundle import Bundle
 from dicomguard.scoring.consistency import noisy_copies
 from dicomguard.scoring.noise import Seeds
@@ -107,7 +107,7 @@ def side_by_side(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str
     return taken
 
 
-def run(folder: Path, images: Sequence[Image], rounds: int) -> dict[str, Any]:
+def measure(folder: Path, images: Sequence[Image], rounds: int) -> dict[str, Any]:
     """All figures, as they are written."""
     field = Field(folder, images)
     check = side_by_side(
@@ -158,33 +158,22 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
+def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Console) -> None:
+    """Time everything on the first test images of a recipe, and write the results."""
+    cases = recipe.cases(given.data, Split.TEST)[: given.images]
+    found = measure(folder, [case.image(recipe.bits[-1]) for case in cases], given.rounds)
+    found["command"] = f"scripts/bench speed {recipe.name}"
+    given.results.mkdir(parents=True, exist_ok=True)
+    (given.results / f"speed-{recipe.name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    console.print_json(data=found)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line of scripts/bench speed."""
-    parser = argparse.ArgumentParser(prog="scripts/bench speed", description="Time the checks side by side.")
-    parser.add_argument("recipe", choices=sorted(RECIPES))
-    parser.add_argument("--bundle", type=Path, help="bundle folder (default config/bundles/NAME)")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("DICOMGUARD_TEST_DATA", "../shared/data")))
-    parser.add_argument("--results", type=Path, default=Path("docs/results"))
+    parser = command.parser("speed", "Time the checks side by side.")
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
-    memory.keep_buffers()
-    console = Console()
-    recipe = RECIPES[given.recipe]
-    try:
-        cases = recipe.cases(given.data, Split.TEST)[: given.images]
-        images = [case.image(recipe.bits[-1]) for case in cases]
-        result = run(given.bundle or Path("config/bundles") / given.recipe, images, given.rounds)
-    except DicomguardError as error:
-        console.print(f"[red]{error}")
-        return 1
-    result["command"] = f"scripts/bench speed {recipe.name}"
-    given.results.mkdir(parents=True, exist_ok=True)
-    (given.results / f"speed-{recipe.name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    console.print_json(data=result)
-    return 0
+    return command.execute(run, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":
