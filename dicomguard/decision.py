@@ -47,6 +47,7 @@ class Reason(StrEnum):
     STUDY_OVER_THRESHOLD = "study_over_threshold"
     LOW_MARGIN = "low_margin"
     NOT_CERTIFIED = "not_certified"
+    UNENROLLED_RANGE = "unenrolled_range"
     NON_IMAGE = "non_image"
     UNMATCHED = "unmatched"
     UNDECODABLE = "undecodable"
@@ -77,12 +78,13 @@ class GuardVote:
     """What the certified guard said: `votes` of `draws` for the bundle's answer, under noise `sigma`.
 
     `outcome` is CERTIFIED (for every change of at most `eps` of its range per stored pixel, at confidence 1 - `alpha`),
-    DISAGREE (its own answer is `majority`) or UNCERTIFIED.
+    DISAGREE (its own answer is `majority`), UNCERTIFIED, or UNENROLLED: no clean image of the enrolment had the range
+    that this header gives the stored values, and the guard was not asked.
     """
 
     votes: int
     draws: int
-    outcome: Literal["CERTIFIED", "DISAGREE", "UNCERTIFIED"]
+    outcome: Literal["CERTIFIED", "DISAGREE", "UNCERTIFIED", "UNENROLLED"]
     majority: str
     eps: float
     sigma: float
@@ -226,9 +228,16 @@ def judge_score(
 ) -> Judgement:
     """One frame. A score over its threshold is the stronger finding, so it is looked at before the margin.
 
+    An image with a range that was never enrolled is INCONCLUSIVE, alone and in a study: a header may have blanked it.
+
     Where the frames of a study are judged together (`ruling`, in which this frame is number `index`), that decides: of
     300 clean images some are over a threshold that was made for one.
     """
+    # Before the numbers: a guard that was not asked leaves no finite score, and this says why.
+    if score.guard is not None and score.guard.outcome == "UNENROLLED":
+        if policy.certificate == "require":
+            return Judgement(Verdict.INCONCLUSIVE, (Reason.UNENROLLED_RANGE, Reason.NOT_CERTIFIED), "quarantine")
+        return Judgement(Verdict.INCONCLUSIVE, (Reason.UNENROLLED_RANGE,), policy.failed)
     if not score.is_finite:
         return Judgement(Verdict.INCONCLUSIVE, (Reason.NOT_A_NUMBER,), policy.failed)
     if ruling is not None:

@@ -197,6 +197,20 @@ def test_what_a_missing_certificate_holds_is_held_whatever_the_other_lines_say()
     assert judge_score(voted("DISAGREE"), THRESHOLDS, lenient).action == "quarantine"
 
 
+@pytest.mark.parametrize("found", [None, ruling(), ruling(0), ruling(3)], ids=["alone", "study", "suspect", "other"])
+def test_a_range_that_was_never_enrolled_does_not_pass(found):
+    """The guard's share is NaN, so that the score is no number either; the reason says what a person can act on."""
+    frame = voted("UNENROLLED", statistic=math.nan)
+    for action in ("forward", "quarantine"):
+        judgement = judge_score(frame, THRESHOLDS, replace(POLICY, failed=action), ruling=found)
+        assert (judgement.verdict, judgement.reasons) == (Verdict.INCONCLUSIVE, (Reason.UNENROLLED_RANGE,))
+        assert judgement.action == action
+        required = judge_score(frame, THRESHOLDS, replace(REQUIRE, failed=action), ruling=found)
+        assert required.reasons == (Reason.UNENROLLED_RANGE, Reason.NOT_CERTIFIED)
+        assert required.action == "quarantine"
+    assert frame.assurance == "screened"
+
+
 SUSPECT = instance(verdict=Verdict.SUSPECT, action="quarantine", reasons=[Reason.SCORE_OVER_THRESHOLD])
 REPORT = instance(verdict=Verdict.UNSCORABLE, reasons=[Reason.NON_IMAGE])
 
@@ -237,7 +251,7 @@ SCORES = st.builds(
     score,
     statistic=st.floats(0, 10),
     margin=st.floats(0, 5),
-    guard=st.sampled_from([None, *(voted(o).guard for o in ("CERTIFIED", "UNCERTIFIED", "DISAGREE"))]),
+    guard=st.sampled_from([None, *(voted(o).guard for o in ("CERTIFIED", "UNCERTIFIED", "DISAGREE", "UNENROLLED"))]),
 )
 POLICIES = st.sampled_from([POLICY, REQUIRE])
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dicomguard.pixels.image import Image
+from dicomguard.scoring.guard import Range, plane_of, range_of
 from dicomguard.scoring.head import Answer
 from dicomguard.scoring.scorer import Batch, Scorer
 
@@ -109,7 +110,10 @@ class CleanSet:
 
 
 class Gathered:
-    """All clean images, by part. `window`: the guard's fixed range in modality units, None for that of Bits Stored."""
+    """All clean images, by part. `window`: the guard's fixed range in modality units, None for that of Bits Stored.
+
+    `left_out`: keys of the frames that no guard could look at (`scoring.guard.range_of`).
+    """
 
     def __init__(self, scorer: Scorer, window: tuple[float, float] | None) -> None:
         self._scorer = scorer
@@ -117,28 +121,34 @@ class Gathered:
         self.parts = {part: CleanSet() for part in Part}
         self.digests: set[str] = set()
         self.patients: set[str] = set()
+        self.left_out: set[str] = set()
+        self._ranges: set[Range] = set()
         self._seen: set[str] = set()
         self._kept: set[str] = set()  # patients with an image whose native pixels are there
 
     def add_all(self, images: Iterable[Clean]) -> None:
         """Take in clean frames; of a frame that comes twice, in this call or another one, the first one counts."""
         for clean in images:
-            if clean.key not in self._seen and clean.image.miniature is not None:
-                self._seen.add(clean.key)
-                self.add(clean)
+            if clean.key in self._seen:
+                continue
+            if range_of(clean.image, self._window) is None:
+                self.left_out.add(clean.key)
+                continue
+            self._seen.add(clean.key)
+            self.add(clean)
 
     def add(self, clean: Clean) -> None:
-        """Prepare one frame."""
+        """Prepare one frame. Raises ValueError where no guard could look at it."""
+        plane = plane_of(clean.image, self._window)
+        found = range_of(clean.image, self._window)
+        assert found is not None
         part = clean.part or part_of(clean.patient)
         target = self.parts[part]
         with torch.inference_mode():
             pixels = self._scorer.preprocess.images([clean.image])[0].numpy()
-        small = clean.image.miniature
-        assert small is not None
-        low, high = self._window or (small.low, small.high)
-        plane = np.clip((small.values - np.float32(low)) / np.float32(high - low), 0, 1)
+        self._ranges.add(found)
         target.pixels.append(np.rint(pixels * 65535).astype(np.uint16))
-        target.planes.append(plane[None])
+        target.planes.append(plane)
         # Native pixels are attacked in the self-test only; all of them would not fit into memory.
         is_kept = part is Part.VALIDATION and clean.patient not in self._kept and len(self._kept) < _KEPT
         target.items.append(clean if is_kept else _without_pixels(clean))
@@ -151,6 +161,10 @@ class Gathered:
     def images(self) -> int:
         """How many frames there are."""
         return sum(len(part) for part in self.parts.values())
+
+    def ranges(self) -> tuple[Range, ...]:
+        """The distinct (kind, low, high) of all parts, sorted: those with which an image may have the guard's vote."""
+        return tuple(sorted(self._ranges))
 
     def sha256(self) -> str:
         """The name of the clean set: SHA-256 over the sorted digests of its data sets, one a line."""

@@ -32,7 +32,7 @@ class Image:
     inversion have been applied (PS3.3 C.11.1, C.11.2, C.7.6.3.1.2; PS3.4 Annex N.2). Never scaled by the image's own
     minimum and maximum, which an attacker moves. `mapping` is None where the way back is not affine (LUTs, a step or
     sigmoid VOI, palette and YBR colour). `voi` says in words what was applied. `miniature` is for the certified guard;
-    None only in images made by hand.
+    None behind a palette, and in images made by hand.
     """
 
     pixels: NDArray[np.float32]

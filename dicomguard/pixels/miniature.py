@@ -12,26 +12,31 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 SIDE = 64
+_STRIP: Final = 256  # rows that are converted at once: a mammogram in float64 would double what decoding needs
 
 
 @dataclass(frozen=True, slots=True)
 class Miniature:
-    """Shape (64, 64), float32, in modality units, bright = large. `low`, `high`: what Bits Stored can hold, likewise.
+    """Shape (64, 64), in modality units, bright = large. `low`, `high`: what Bits Stored can hold, likewise.
 
-    A colour frame is reduced to its luminance (again a mean with weights that sum to one), in 0..1.
+    In double precision, because an intercept may be far larger than the contrast beside it. A colour frame is reduced
+    to its luminance (again a mean with weights that sum to one), in 0..1. Behind a Modality LUT, which has no slope,
+    the values are stored ones and `has_table` is true.
     """
 
-    values: NDArray[np.float32]
+    values: NDArray[np.float64]
     low: float
     high: float
+    has_table: bool = False
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def area_weights(size: int) -> NDArray[np.float32]:
     """Row-stochastic (64, size): entry [i, j] is the share of cell i that pixel j covers."""
     edges = np.linspace(0.0, size, SIDE + 1)
@@ -43,10 +48,14 @@ def area_weights(size: int) -> NDArray[np.float32]:
     return found
 
 
-def averaged(plane: NDArray[np.float32]) -> NDArray[np.float32]:
+def averaged(plane: NDArray[Any]) -> NDArray[np.float64]:
     """Shape (H, W) of any size to (64, 64). Frames smaller than 64 pixels are repeated, which contracts too."""
     rows, columns = plane.shape
-    # Centred first: float32 then rounds relative to the contrast of the frame, not to an offset that it may have.
-    centre = np.float32(plane.mean(dtype=np.float64))
-    reduced: NDArray[np.float32] = area_weights(rows) @ (plane - centre) @ area_weights(columns).T + centre
-    return reduced
+    # The weights are rounded to float32, which is no matter for a difference but would be for an offset: centred first.
+    centre = float(plane.mean(dtype=np.float64))
+    down, across = area_weights(rows), area_weights(columns).T.astype(np.float64)
+    found = np.zeros((SIDE, SIDE))
+    for start in range(0, rows, _STRIP):
+        strip = plane[start : start + _STRIP].astype(np.float64) - centre
+        found += down[:, start : start + _STRIP].astype(np.float64) @ (strip @ across)
+    return found + centre

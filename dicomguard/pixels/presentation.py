@@ -26,7 +26,7 @@ Float = NDArray[np.float32]
 Function = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 
 # ITU-R BT.601, the luminance of PS3.3 C.7.6.3.1.2 (YBR_FULL).
-LUMINANCE: Final = np.array([0.299, 0.587, 0.114], np.float32)
+LUMINANCE: Final = np.array([0.299, 0.587, 0.114])
 
 _FUNCTIONS: Final[dict[str, Function]] = {
     "": "LINEAR",
@@ -102,12 +102,12 @@ def present(
     `header` carries the palette. Raises RefusalError (UNDECODABLE) where it cannot be used.
     """
     if described.photometric == "PALETTE COLOR":
-        pixels, voi, mapping = _palette(samples[..., 0], header), "palette", None
-        miniature = _luminance(pixels)
+        # No miniature: a palette may send two neighbouring stored values to black and white, so that no budget on
+        # stored values bounds what it shows.
+        pixels, voi, mapping, miniature = _palette(samples[..., 0], header), "palette", None, None
     elif described.samples == 3:
         pixels, mapping = _colour(samples, colour, described)
-        voi = "none"
-        miniature = _luminance(pixels)
+        voi, miniature = "none", _luminance(samples, colour, described)
     else:
         pixels, voi, mapping = _grey(samples[..., 0], described, applied)
         miniature = _miniature(samples[..., 0], described, applied)
@@ -117,17 +117,30 @@ def present(
 
 def _miniature(stored: Samples, described: Description, applied: Pipeline) -> Miniature:
     """Rescaled, not windowed. A modality table has no fixed slope, so behind one the stored values are taken."""
-    slope, intercept = (1.0, 0.0) if applied.modality_table is not None else (applied.slope, applied.intercept)
+    has_table = applied.modality_table is not None
+    slope, intercept = (1.0, 0.0) if has_table else (applied.slope, applied.intercept)
     low, high = sorted(value * slope + intercept for value in stored_range(described))
-    values = averaged(stored.astype(np.float32)) * np.float32(slope) + np.float32(intercept)
+    values = averaged(stored) * slope + intercept
     if described.photometric == "MONOCHROME1":
-        values = np.float32(low + high) - values
-    return Miniature(values, low, high)
+        values = low + high - values
+    return Miniature(values, low, high, has_table)
 
 
-def _luminance(pixels: Float) -> Miniature:
-    weighted = np.tensordot(LUMINANCE, pixels, 1) if pixels.shape[0] == 3 else pixels[0]
-    return Miniature(averaged(weighted), 0.0, 1.0)
+def _luminance(samples: Samples, colour: Colour, described: Description) -> Miniature:
+    """A weighted mean of the samples as they were decoded: of YBR the Y alone, since its way to RGB has gains over 1.
+
+    Values are a share of what Bits Stored can hold, without clipping.
+    """
+    top = (1 << described.bits_stored) - 1
+    if _is_ybr(colour, described):
+        return Miniature(averaged(samples[..., 0]) / top, 0.0, 1.0)
+    planes = np.stack([averaged(samples[..., plane]) for plane in range(3)])
+    return Miniature(np.tensordot(LUMINANCE, planes, 1) / top, 0.0, 1.0)
+
+
+def _is_ybr(colour: Colour, described: Description) -> bool:
+    """True where the decoded samples still are YBR: what the codestream says comes before the header."""
+    return colour == "YBR_FULL" or (not colour and described.photometric in {"YBR_FULL", "YBR_FULL_422"})
 
 
 def _grey(stored: Samples, described: Description, applied: Pipeline) -> tuple[Float, str, StoredMapping | None]:
@@ -202,10 +215,9 @@ def windowed(values: NDArray[np.float64], window: Window) -> NDArray[np.float64]
 
 def _colour(samples: Samples, colour: Colour, described: Description) -> tuple[Float, StoredMapping | None]:
     top = (1 << described.bits_stored) - 1
-    is_ybr = colour == "YBR_FULL" or (not colour and described.photometric in {"YBR_FULL", "YBR_FULL_422"})
     precision: type[np.floating[Any]] = np.float64 if described.bits_stored > 16 else np.float32
     planes: NDArray[Any] = np.moveaxis(samples, -1, 0).astype(precision) * (1.0 / top)
-    if not is_ybr:
+    if not _is_ybr(colour, described):
         return _unit(planes), StoredMapping(1.0 / top, 0.0, 0, top) if described.photometric == "RGB" else None
     middle = np.float32((1 << (described.bits_stored - 1)) / top)
     y, blue, red = planes[0], planes[1] - middle, planes[2] - middle

@@ -1,7 +1,7 @@
 """The screener's side of decoding: asks a confined child process, and outlives whatever happens to it.
 
 The child may hang, crash or lie; each is a `Fault` of the instance that was asked about, and the next question goes to
-a new child. Nothing that it says is executed or trusted beyond its bounds: lines of JSON, and float32 bytes whose
+a new child. Nothing that it says is executed or trusted beyond its bounds: lines of JSON, and floats as bytes whose
 number is checked before they are taken.
 """
 
@@ -174,9 +174,6 @@ class DecodeWorker:
             raise self._lied()
         pixels = np.empty(shape, dtype=np.float32)
         self._fill(pixels.data.cast("B"))
-        values = np.empty((SIDE, SIDE), dtype=np.float32)
-        self._fill(values.data.cast("B"))
-        low, high = (float(end) for end in head["range"])
         mapping = head["mapping"]
         return Image(
             pixels,
@@ -185,8 +182,16 @@ class DecodeWorker:
             str(head["photometric_interpretation"]),
             str(head["voi"]),
             None if mapping is None else StoredMapping(**mapping),
-            Miniature(values, low, high),
+            self._miniature(head["miniature"]),
         )
+
+    def _miniature(self, said: Any) -> Miniature | None:
+        if said is None:
+            return None
+        low, high, has_table = said
+        values = np.empty((SIDE, SIDE), dtype=np.float64)
+        self._fill(values.data.cast("B"))
+        return Miniature(values, float(low), float(high), bool(has_table))
 
     def _line(self) -> dict[str, Any]:
         while (end := self._buffer.find(b"\n")) < 0:

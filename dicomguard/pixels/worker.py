@@ -89,8 +89,7 @@ class Worker:
         samples = 0 if described is None else described.samples_per_frame
         self._grant(samples, 0)
         for image in reader.frames(opened, request["start"], request["count"], self._limits):
-            miniature = image.miniature
-            assert miniature is not None, "the reader makes one of every frame"
+            small = image.miniature
             head = {
                 "kind": "frame",
                 "shape": image.pixels.shape,
@@ -100,9 +99,12 @@ class Worker:
                 "voi": image.voi,
                 "mapping": None if image.mapping is None else asdict(image.mapping),
                 "bytes": image.pixels.nbytes,
-                "range": (miniature.low, miniature.high),
+                "miniature": None if small is None else (small.low, small.high, small.has_table),
             }
-            self._reply(head, image.pixels.data.cast("B"), np.ascontiguousarray(miniature.values).data.cast("B"))
+            bodies = [image.pixels.data.cast("B")]
+            if small is not None:
+                bodies.append(np.ascontiguousarray(small.values, dtype=np.float64).data.cast("B"))
+            self._reply(head, *bodies)
             self._grant(samples, 0)
         self._reply({"kind": "end"})
 

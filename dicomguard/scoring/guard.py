@@ -9,6 +9,11 @@ noise is drawn, so no selection step is needed.
 
 Not proven: anything where f and G disagreed on the acquired image, larger edits, headers, f being right, or a statement
 about a whole study. The noise must be independent of the image: its seed is an HMAC under the site key.
+
+What the header says sets the guard's range, so a header may blank its picture: the same stored values under Bits Stored
+16 instead of 12 are a sixteenth of the contrast, which drowns in the noise, and a majority for one class is all that is
+left. Therefore only images vote whose range was there among the clean images of the enrolment: all others, and those
+that have no plane at all, are UNENROLLED.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from typing import Annotated, Final, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import stats
 from torch import Tensor, nn
@@ -31,6 +37,7 @@ from dicomguard.pixels.image import Image
 from dicomguard.pixels.miniature import SIDE
 from dicomguard.scoring import head, noise
 from dicomguard.scoring.classifier import fast_dtype, fused
+from dicomguard.scoring.component import Finite
 from dicomguard.scoring.head import Answer
 
 # What float32 costs, paid by the radius and by the bound: averaging and adding noise round (at most 1e-3 in L2), and
@@ -40,21 +47,29 @@ _BOUND_SLACK: Final = 1e-4
 _CHUNK: Final = 128
 _MAX_LOOKS: Final = 3
 _MOST_DRAWS: Final = 100_000
+# Double precision keeps 2^-52 of the largest number in it. A range beside an intercept a billion times as large still
+# moves by less than 1e-6, 64 of which the slack of the radius pays for many times over.
+_LARGEST_OFFSET: Final = 1e9
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Range = tuple[str, Finite, Finite]
+Window = tuple[float, float]
 
 
 class Outcome(StrEnum):
-    """What the guard's vote says about one image."""
+    """What the guard's vote says about one image; UNENROLLED: nothing, for no clean image had such a range."""
 
     CERTIFIED = "CERTIFIED"
     DISAGREE = "DISAGREE"
     UNCERTIFIED = "UNCERTIFIED"
+    UNENROLLED = "UNENROLLED"
 
 
 class GuardSettings(BaseModel):
     """`eps`: the budget, as a fraction of the guard's fixed range; `window`: that range in modality units, None where
     it is what Bits Stored can hold. `looks`: numbers of draws after which the bound is read, each at alpha / looks.
+    `ranges`: the (kind, low, high) of the clean images (`range_of`); an image that has none of them gets no vote, so
+    that without any no image does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,7 +79,8 @@ class GuardSettings(BaseModel):
     looks: Annotated[
         tuple[Annotated[int, Field(ge=1, le=_MOST_DRAWS)], ...], Field(min_length=1, max_length=_MAX_LOOKS)
     ]
-    window: tuple[float, float] | None = None
+    window: Window | None = None
+    ranges: tuple[Range, ...] = ()
     width: Annotated[int, Field(ge=4, le=256)] = 32
 
     @model_validator(mode="after")
@@ -77,11 +93,15 @@ class GuardSettings(BaseModel):
 
     def bar(self) -> float:
         """The share of votes that the lower bound must exceed: Phi(64 eps / sigma)."""
-        return float(stats.norm.cdf((SIDE * self.eps + _RADIUS_SLACK) / self.sigma)) + _BOUND_SLACK
+        return _bar(self.eps, self.sigma)
 
     def needed(self) -> tuple[int, ...]:
         """For each look the smallest number of votes that certifies; more than the draws where none does."""
         return tuple(_votes_needed(n, self.alpha / len(self.looks), self.bar()) for n in self.looks)
+
+
+def _bar(eps: float, sigma: float) -> float:
+    return float(stats.norm.cdf((SIDE * eps + _RADIUS_SLACK) / sigma)) + _BOUND_SLACK
 
 
 def lower_bound(votes: int, draws: int, alpha: float) -> float:
@@ -100,11 +120,46 @@ def _votes_needed(draws: int, alpha: float, bar: float) -> int:
     return low
 
 
+def range_of(image: Image, window: Window | None) -> Range | None:
+    """The (kind, low, high) of an image, by which it is enrolled; None where it has no plane that could vote.
+
+    `kind` is the header's photometric interpretation (PS3.3 C.7.6.3.1.2), followed by "/LUT" where a Modality LUT lies
+    between stored values and modality units; `low` and `high` are what Bits Stored and Pixel Representation can hold,
+    in modality units (stored ones behind a table; 0 and 1 of colour). All three must be equal to those of a clean image
+    exactly. None: no miniature (a palette), numbers that are not finite or an intercept that leaves no precision; and,
+    where the guard has a `window` in modality units, colour and tables, which are not in them.
+    """
+    small = image.miniature
+    if small is None or (window is not None and (small.has_table or image.pixels.shape[0] != 1)):
+        return None
+    low, high = float(small.low), float(small.high)
+    span = min(high - low, math.inf if window is None else window[1] - window[0])
+    is_precise = math.isfinite(span) and span > 0 and max(abs(low), abs(high)) <= _LARGEST_OFFSET * span
+    if not is_precise or not np.isfinite(small.values).all():
+        return None
+    return image.photometric_interpretation + ("/LUT" if small.has_table else ""), low, high
+
+
+def plane_of(image: Image, window: Window | None) -> NDArray[np.float32]:
+    """The miniature in the guard's fixed range, clipped: (1, 64, 64) in [0, 1].
+
+    Raises ValueError for an image that has no range (`range_of`).
+    """
+    small = image.miniature
+    if small is None or range_of(image, window) is None:
+        raise ValueError(f"frame {image.frame} has no plane for the guard")
+    low, high = window or (small.low, small.high)
+    # In double precision to the end: at an intercept of 1e7 float32 knows whole modality units only.
+    values = np.asarray(small.values, dtype=np.float64)
+    return np.clip((values - low) / (high - low), 0, 1).astype(np.float32)[None]
+
+
 @dataclass(frozen=True, slots=True)
 class Vote:
     """`votes` of `draws` for the protected model's answer; `first_share` that of the first look, which is scored.
 
-    `majority` is the guard's own answer. What was spent beyond the first look only serves the certificate.
+    `majority` is the guard's own answer. What was spent beyond the first look only serves the certificate. Where the
+    outcome is UNENROLLED nothing was drawn: no votes, a share of NaN, and the protected model's answer as majority.
     """
 
     votes: int
@@ -158,6 +213,7 @@ class Guard:
         self.dtype = fast_dtype(device)
         self._network = fused(network).to(self.dtype).to(device)
         self._needed = settings.needed()
+        self._ranges = frozenset(settings.ranges)
 
     @classmethod
     def from_tensors(
@@ -185,15 +241,16 @@ class Guard:
     def planes(self, images: Sequence[Image]) -> Tensor:
         """Miniatures in the guard's fixed range, clipped: (N, 1, 64, 64) in [0, 1].
 
-        Raises ValueError for an image without a miniature.
+        All NaN, which gets no vote, where the range of an image is none of those that were enrolled.
         """
-        rows = []
-        for image in images:
-            if image.miniature is None:
-                raise ValueError(f"frame {image.frame} has no miniature")
-            low, high = self.settings.window or (image.miniature.low, image.miniature.high)
-            rows.append(np.clip((image.miniature.values - np.float32(low)) / np.float32(high - low), 0, 1))
-        return torch.from_numpy(np.stack(rows)).unsqueeze(1) if rows else torch.empty(0, 1, SIDE, SIDE)
+        window = self.settings.window
+        rows = [
+            plane_of(image, window)
+            if range_of(image, window) in self._ranges
+            else np.full((1, SIDE, SIDE), np.nan, np.float32)
+            for image in images
+        ]
+        return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, 1, SIDE, SIDE)
 
     def logits(self, noisy: Tensor) -> Tensor:
         """Log-odds (n, questions, classes) of planes with their noise on them; gradients flow to the planes."""
@@ -214,10 +271,10 @@ class Guard:
     def vote(self, plane: Tensor, answer: Answer, seed: bytes) -> Vote:
         """Ask the guard about one plane (1, 64, 64) that the protected model answered with `answer`.
 
-        A plane with NaN or infinity gets no vote: its share is NaN, which no threshold passes.
+        A plane with NaN or infinity gets no vote: it is UNENROLLED, and its share NaN, which no threshold passes.
         """
         if not bool(plane.isfinite().all()):
-            return Vote(0, 0, math.nan, Outcome.UNCERTIFIED, answer)
+            return Vote(0, 0, math.nan, Outcome.UNENROLLED, answer)
         wanted = torch.tensor(answer)
         seen = torch.empty(0, len(answer), dtype=torch.int64)
         first_share = math.nan
@@ -257,7 +314,7 @@ def looks_for(eps: float, sigma: float, alpha: float = 1e-6) -> tuple[int, ...]:
 
     Empty where that would take more draws than settings may hold: sigma is too small for eps.
     """
-    bar = GuardSettings(sigma=sigma, eps=eps, alpha=alpha, looks=(1,)).bar()
+    bar = _bar(eps, sigma)
     if bar >= 1:
         return ()
     unanimous = math.ceil(math.log(alpha / _MAX_LOOKS) / math.log(bar)) + 1

@@ -32,7 +32,8 @@ from dicomguard.scoring.guard import (
 
 BINARY = head.Head(head.HeadKind.SOFTMAX, ("normal", "opacity"))
 CPU = torch.device("cpu")
-SETTINGS = GuardSettings(sigma=0.5, eps=0.004, alpha=1e-3, looks=(64, 400, 1200))
+RANGES = (("MONOCHROME2", 0.0, 4095.0),)
+SETTINGS = GuardSettings(sigma=0.5, eps=0.004, alpha=1e-3, looks=(64, 400, 1200), ranges=RANGES)
 SEED = bytes(range(32))
 
 
@@ -103,7 +104,7 @@ def test_the_bar_is_what_cohen_rosenfeld_and_kolter_ask_for() -> None:
 
 def test_each_look_spends_its_share_of_alpha() -> None:
     assert SETTINGS.needed() == tuple(module._votes_needed(n, 1e-3 / 3, SETTINGS.bar()) for n in (64, 400, 1200))
-    one = GuardSettings(sigma=0.5, eps=0.004, alpha=1e-3, looks=(400,))
+    one = GuardSettings(sigma=0.5, eps=0.004, alpha=1e-3, looks=(400,), ranges=RANGES)
     assert one.needed()[0] <= SETTINGS.needed()[1]
 
 
@@ -118,7 +119,7 @@ def test_all_looks_together_certify_falsely_no_more_often_than_alpha() -> None:
 
 
 def test_a_bar_of_one_is_never_reached() -> None:
-    impossible = GuardSettings(sigma=0.05, eps=0.25, alpha=0.5, looks=(16, 32))
+    impossible = GuardSettings(sigma=0.05, eps=0.25, alpha=0.5, looks=(16, 32), ranges=RANGES)
     assert impossible.bar() >= 1
     assert impossible.needed() == (17, 33)
     assert Scripted([1] * 32, impossible).vote(torch.zeros(1, 64, 64), (1,), SEED).outcome is Outcome.UNCERTIFIED
@@ -154,7 +155,7 @@ def test_a_unanimous_first_look_certifies_and_one_vote_less_does_not(eps: float,
     looks = looks_for(eps, sigma, alpha)
     if looks:
         assert len(looks) == 3
-        needed = GuardSettings(sigma=sigma, eps=eps, alpha=alpha, looks=looks).needed()
+        needed = GuardSettings(sigma=sigma, eps=eps, alpha=alpha, looks=looks, ranges=RANGES).needed()
         assert needed[0] <= looks[0]
         assert needed[2] < looks[2]
 
@@ -242,7 +243,7 @@ def test_a_plane_that_is_no_picture_gets_no_vote(value: float) -> None:
     guard, plane = linear(9.0)
     plane[0, 3, 3] = value
     vote = guard.vote(plane, (1,), SEED)
-    assert (vote.votes, vote.draws, vote.outcome) == (0, 0, Outcome.UNCERTIFIED)
+    assert (vote.votes, vote.draws, vote.outcome) == (0, 0, Outcome.UNENROLLED)
     assert math.isnan(vote.first_share)
 
 
@@ -296,7 +297,8 @@ def test_a_change_within_eps_moves_the_plane_within_eps(
 
 
 def test_a_fixed_window_clips_and_the_headers_own_range_does_not_matter() -> None:
-    guard = Guard(SETTINGS.model_copy(update={"window": (-100.0, 300.0)}), GuardNetwork(1, 4), BINARY, CPU)
+    fixed = {"window": (-100.0, 300.0), "ranges": (("MONOCHROME2", -32768.0, 32767.0),)}
+    guard = Guard(SETTINGS.model_copy(update=fixed), GuardNetwork(1, 4), BINARY, CPU)
     stored = np.full((64, 64), 100.0)
     stored[0, 0], stored[0, 1] = -5000, 5000
     (plane,) = guard.planes([image(stored, low=-32768, high=32767)])
@@ -304,12 +306,8 @@ def test_a_fixed_window_clips_and_the_headers_own_range_does_not_matter() -> Non
     assert [float(plane[0, 0, c]) for c in range(3)] == pytest.approx([0, 1, 0.5])
 
 
-def test_an_image_without_a_miniature_is_an_error_and_none_is_none() -> None:
-    guard = Guard(SETTINGS, GuardNetwork(1, 4), BINARY, CPU)
-    bare = Image(np.zeros((1, 8, 8), np.float32), 4, 12, "MONOCHROME2", "none", None)
-    with pytest.raises(ValueError, match="frame 4"):
-        guard.planes([bare])
-    assert guard.planes([]).shape == (0, 1, 64, 64)
+def test_no_images_are_no_planes() -> None:
+    assert Guard(SETTINGS, GuardNetwork(1, 4), BINARY, CPU).planes([]).shape == (0, 1, 64, 64)
 
 
 # Weights -------------------------------------------------------------------------------------------------------------

@@ -88,8 +88,9 @@ def test_a_guard_is_given_miniatures(enrolled: Scorer) -> None:
     prepared = enrolled.prepare([gray_image(1), gray_image(2)])
     assert prepared.planes is not None
     assert prepared.planes.shape == (2, 1, 64, 64)
-    with pytest.raises(ValueError, match="no miniature"):
-        enrolled.prepare([replace(gray_image(1), miniature=None)])
+    bare = enrolled.prepare([replace(gray_image(1), miniature=None)])
+    assert bare.planes is not None
+    assert bare.planes.isnan().all()  # which gets no vote
 
 
 def test_colour_becomes_luminance(scorer: Scorer) -> None:
@@ -257,7 +258,7 @@ def test_a_miniature_without_a_number_is_inconclusive(enrolled: Scorer) -> None:
     assert not score.is_finite
     assert score.assurance == "screened"
     assert score.guard is not None
-    assert score.guard.outcome == "UNCERTIFIED"
+    assert score.guard.outcome == "UNENROLLED"
 
 
 def test_a_network_that_breaks_after_loading_is_no_clean_image(enrolled: Scorer) -> None:
