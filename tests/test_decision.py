@@ -145,14 +145,16 @@ def test_a_number_that_is_none_does_not_pass_in_any_study():
 def test_a_ruling_is_json_ready():
     import json
 
-    assert json.loads(json.dumps(ruling(3, 1).to_json())) == {
+    assert json.loads(json.dumps(ruling(3, 1).to_json(1, 2))) == {
         "images": 4,
         "score": 5.0,
         "threshold": 4.0,
         "p_value": 0.01,
         "has_promise": True,
         "flagged": True,
-        "suspects": [1, 3],
+        "first": 1,
+        "suspects": [1],
+        "suspect_count": 2,
     }
 
 

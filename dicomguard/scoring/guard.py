@@ -68,8 +68,7 @@ class Outcome(StrEnum):
 class GuardSettings(BaseModel):
     """`eps`: the budget, as a fraction of the guard's fixed range; `window`: that range in modality units, None where
     it is what Bits Stored can hold. `looks`: numbers of draws after which the bound is read, each at alpha / looks.
-    `ranges`: the (kind, low, high) of the clean images (`range_of`); an image that has none of them gets no vote, so
-    that without any no image does.
+    `ranges`: the (kind, low, high) of the clean images (`range_of`); an image that has none of them gets no vote.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,7 +79,7 @@ class GuardSettings(BaseModel):
         tuple[Annotated[int, Field(ge=1, le=_MOST_DRAWS)], ...], Field(min_length=1, max_length=_MAX_LOOKS)
     ]
     window: Window | None = None
-    ranges: tuple[Range, ...] = ()
+    ranges: Annotated[tuple[Range, ...], Field(min_length=1)]
     width: Annotated[int, Field(ge=4, le=256)] = 32
 
     @model_validator(mode="after")

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicomguard.enrol.cleanset import SHARES, Clean, Gathered, Part, is_reference, part_of
+from dicomguard.pixels.miniature import Miniature
+from dicomguard.scoring.guard import Guard, GuardNetwork
 from dicomguard.scoring.scorer import Scorer
-from tests.scoring.small import gray_image, write_small
+from tests.scoring.small import GUARD, gray_image, write_small
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +136,55 @@ def test_a_batch_is_what_the_scorer_would_prepare(scorer: Scorer, window: tuple[
     assert np.allclose(batch.planes[0, 0], np.clip((miniature.values - low) / (high - low), 0, 1), atol=1e-6)
 
 
-def test_an_image_without_a_miniature_is_left_out(scorer: Scorer) -> None:
+def test_an_image_that_no_guard_could_look_at_is_left_out_and_counted(scorer: Scorer) -> None:
+    bare = replace(clean(1), image=replace(gray_image(1), miniature=None))
     gathered = Gathered(scorer, None)
-    gathered.add_all([replace(clean(1), image=replace(gray_image(1), miniature=None))])
-    assert (gathered.images, gathered.digests) == (0, set())
+    gathered.add_all([bare, bare])
+    assert (gathered.images, gathered.digests, gathered.ranges()) == (0, set(), ())
+    assert gathered.left_out == {bare.key}
+    with pytest.raises(ValueError, match="no plane"):
+        gathered.add(bare)
+    assert gathered.images == len(gathered.parts[Part.REFERENCE].pixels) == 0
+
+
+def ranged(number: int, part: Part, kind: str, low: float, high: float, *, has_table: bool = False) -> Clean:
+    given = clean(number, part=part)
+    assert given.image.miniature is not None
+    small = Miniature(given.image.miniature.values, low, high, has_table)
+    return replace(given, image=replace(given.image, photometric_interpretation=kind, miniature=small))
+
+
+def test_ranges_are_those_of_all_parts_once_and_in_order(scorer: Scorer) -> None:
+    items = [
+        ranged(1, Part.REFERENCE, "MONOCHROME2", 0.0, 4095.0),
+        ranged(2, Part.HELD_BACK, "MONOCHROME2", -1024.0, 3071.0),
+        ranged(3, Part.DISTILLED, "MONOCHROME1", 0.0, 4095.0),
+        ranged(4, Part.VALIDATION, "MONOCHROME2", 0.0, 4095.0, has_table=True),
+        ranged(5, Part.REFERENCE, "MONOCHROME2", 0.0, 4095.0),
+    ]
+    expected = (
+        ("MONOCHROME1", 0.0, 4095.0),
+        ("MONOCHROME2", -1024.0, 3071.0),
+        ("MONOCHROME2", 0.0, 4095.0),
+        ("MONOCHROME2/LUT", 0.0, 4095.0),
+    )
+    for order in (items, items[::-1]):
+        gathered = Gathered(scorer, None)
+        gathered.add_all(order)
+        assert gathered.ranges() == expected
+    # A fixed range in modality units has no place for values behind a table.
+    fixed = Gathered(scorer, (0.0, 4095.0))
+    fixed.add_all(items)
+    assert fixed.ranges() == expected[:3]
+    assert fixed.left_out == {items[3].key}
+
+
+@pytest.mark.parametrize("window", [None, (1000.0, 3000.0)])
+def test_what_was_gathered_is_what_the_guard_lets_vote(scorer: Scorer, window: tuple[float, float] | None) -> None:
+    gathered = Gathered(scorer, window)
+    gathered.add_all([clean(1)])
+    fitting = GUARD.model_copy(update={"window": window, "ranges": gathered.ranges()})
+    guard = Guard(fitting, GuardNetwork(1, 4), scorer.head, torch.device("cpu"))
+    planes = gathered.parts[Part.REFERENCE].batch([0]).planes
+    assert planes is not None
+    assert torch.equal(guard.planes([gray_image(1)]), planes)

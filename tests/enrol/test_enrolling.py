@@ -170,7 +170,7 @@ def test_the_noise_is_the_smallest_that_a_few_hundred_votes_certify() -> None:
     for eps in (0.001, 0.004, 0.008):
         sigma = sigma_for(eps, 1e-6)
         looks = looks_for(eps, sigma)
-        settings = GuardSettings(sigma=sigma, eps=eps, looks=looks)
+        settings = GuardSettings(sigma=sigma, eps=eps, looks=looks, ranges=(("MONOCHROME2", 0.0, 4095.0),))
         assert settings.needed()[0] <= looks[0] <= 250
 
 

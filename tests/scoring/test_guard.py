@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from dicomguard.errors import BundleError
 from dicomguard.pixels.image import Image
 from dicomguard.pixels.miniature import SIDE, Miniature, averaged
+from dicomguard.pixels.reader import images
 from dicomguard.scoring import guard as module
 from dicomguard.scoring import head, noise
 from dicomguard.scoring.guard import (
@@ -28,7 +31,10 @@ from dicomguard.scoring.guard import (
     looks_for,
     lower_bound,
     output_count,
+    plane_of,
+    range_of,
 )
+from tests.pixels.conftest import build
 
 BINARY = head.Head(head.HeadKind.SOFTMAX, ("normal", "opacity"))
 CPU = torch.device("cpu")
@@ -308,6 +314,132 @@ def test_a_fixed_window_clips_and_the_headers_own_range_does_not_matter() -> Non
 
 def test_no_images_are_no_planes() -> None:
     assert Guard(SETTINGS, GuardNetwork(1, 4), BINARY, CPU).planes([]).shape == (0, 1, 64, 64)
+
+
+# Ranges --------------------------------------------------------------------------------------------------------------
+
+
+def read(stored: np.ndarray, **header: Any) -> Image:
+    """The image that the node reads, under a header; the window is in stored units and never changes."""
+    (found,) = images(build(stored, WindowCenter="2048", WindowWidth="4096", **header))
+    return found
+
+
+STORED = np.random.default_rng(0).integers(0, 4096, (80, 70))
+PLAIN = read(STORED)
+
+
+def certifying(**changes: object) -> Guard:
+    """A guard that certifies its one class of whatever has a plane: constant pictures above all."""
+    return Guard(SETTINGS.model_copy(update=changes), Linear(9.0), BINARY, CPU)  # type: ignore[arg-type] # as good as one
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"bits": 16},
+        {"bits": 13},
+        {"signed": True},
+        {"photometric": "MONOCHROME1"},
+        {"RescaleSlope": "0.001"},
+        {"RescaleIntercept": "1"},
+        {"RescaleSlope": "-1"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("window", [None, (0.0, 4095.0)])
+def test_a_header_that_changes_the_range_gets_no_vote(
+    header: dict[str, Any], window: tuple[float, float] | None
+) -> None:
+    guard = certifying(window=window)
+    planes = guard.planes([PLAIN, read(STORED, **header), PLAIN])
+    votes = [guard.vote(plane, (1,), SEED) for plane in planes]
+    assert [vote.outcome for vote in votes] == [Outcome.CERTIFIED, Outcome.UNENROLLED, Outcome.CERTIFIED]
+    assert (votes[1].votes, votes[1].draws, votes[1].majority) == (0, 0, (1,))
+    assert math.isnan(votes[1].first_share)
+
+
+def test_more_bits_stored_show_the_model_the_same_picture_and_the_guard_none() -> None:
+    """The attack that ranges are for: with its range taken as it comes, the blanked image would be certified."""
+    blanked = read(STORED, bits=16)
+    np.testing.assert_allclose(blanked.pixels, PLAIN.pixels, atol=1e-6)
+    trusting = certifying(ranges=(("MONOCHROME2", 0.0, 65535.0),))
+    (plane,) = trusting.planes([blanked])
+    assert float(plane.max()) < 1 / 16
+    assert trusting.vote(plane, (1,), SEED).outcome is Outcome.CERTIFIED
+    guard = certifying()
+    assert guard.vote(guard.planes([blanked])[0], (1,), SEED).outcome is Outcome.UNENROLLED
+
+
+def test_without_ranges_nobody_votes() -> None:
+    for missing in ({}, {"ranges": ()}):
+        with pytest.raises(ValidationError, match="ranges"):
+            GuardSettings.model_validate({**SETTINGS.model_dump(exclude={"ranges"}), **missing})
+    assert certifying(ranges=()).planes([PLAIN]).isnan().all()
+
+
+def test_ranges_are_exact_and_survive_the_enrolment() -> None:
+    awkward = read(STORED, RescaleSlope="0.1", RescaleIntercept="-1024.3")
+    found = range_of(awkward, None)
+    assert found is not None
+    assert found[0] == "MONOCHROME2"
+    again = GuardSettings.model_validate_json(SETTINGS.model_copy(update={"ranges": (found,)}).model_dump_json())
+    assert again.ranges == (found,)
+    assert certifying(ranges=again.ranges).planes([awkward]).isfinite().all()
+    with pytest.raises(ValidationError):
+        GuardSettings.model_validate({**SETTINGS.model_dump(), "ranges": [("MONOCHROME2", 0.0, math.inf)]})
+
+
+@pytest.mark.parametrize("window", [None, (-100.0, 300.0)])
+def test_behind_a_table_and_in_colour_a_window_means_nothing(window: tuple[float, float] | None) -> None:
+    small = Miniature(averaged(STORED), 0.0, 4095.0, has_table=True)
+    tabled = replace(PLAIN, miniature=small)
+    colour = np.zeros((64, 64, 3), np.uint8)
+    (red,) = images(build(colour, bits=8, allocated=8, photometric="RGB"))
+    expected = [None, None] if window else [("MONOCHROME2/LUT", 0.0, 4095.0), ("RGB", 0.0, 1.0)]
+    assert [range_of(one, window) for one in (tabled, red)] == expected
+    assert certifying(window=window).planes([tabled, red]).isnan().all()
+    both = certifying(window=window, ranges=(("MONOCHROME2/LUT", 0.0, 4095.0), ("RGB", 0.0, 1.0)))
+    assert bool(both.planes([tabled, red]).isnan().all()) is (window is not None)
+
+
+@pytest.mark.parametrize(
+    "small",
+    [
+        None,
+        Miniature(np.full((64, 64), np.nan), 0.0, 4095.0),
+        Miniature(np.zeros((64, 64)), 0.0, math.inf),
+        Miniature(np.zeros((64, 64)), 5.0, 5.0),
+        Miniature(np.full((64, 64), 1e14), 1e14, 1e14 + 4095),
+    ],
+    ids=["palette", "nan", "infinite", "flat", "no-precision"],
+)
+def test_what_has_no_plane_has_no_range(small: Miniature | None) -> None:
+    bare = replace(PLAIN, miniature=small)
+    assert range_of(bare, None) is None
+    assert certifying().planes([bare]).isnan().all()
+    with pytest.raises(ValueError, match="no plane"):
+        plane_of(bare, None)
+
+
+@given(st.sampled_from([0, 10_000_000, -10_000_000]), st.integers(1, 40), st.booleans(), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=30)
+def test_the_slack_of_the_radius_holds_at_large_intercepts(
+    intercept: int, change: int, is_windowed: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    stored = rng.integers(50, 4000, (70, 64))
+    window = (intercept + 1000.0, intercept + 3000.0) if is_windowed else None
+    moved = stored + change * rng.choice([-1, 1], stored.shape) * (1 if seed % 2 else -1)
+    both = [read(values, RescaleIntercept=str(intercept)) for values in (stored, moved)]
+    guard = certifying(window=window, ranges=(range_of(both[0], window),))
+    before, after = guard.planes(both)
+    eps = change / (2000 if is_windowed else 4095)
+    assert float((before - after).norm()) <= SIDE * eps + 1e-4
+    assert float((before - after).norm()) > 0
+    plain = read(stored)
+    reference = certifying(window=(1000.0, 3000.0) if is_windowed else None).planes([plain])[0]
+    assert float((before - reference).norm()) <= 1e-4  # an offset changes nothing
 
 
 # Weights -------------------------------------------------------------------------------------------------------------
