@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIDE = 64
-_STRIP: Final = 256  # rows that are converted at once: a mammogram in float64 would double what decoding needs
+_STRIP: Final = 128  # rows that are converted at once: a mammogram in float64 would double what decoding needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +50,15 @@ def area_weights(size: int) -> NDArray[np.float32]:
 
 def averaged(plane: NDArray[Any]) -> NDArray[np.float64]:
     """Shape (H, W) of any size to (64, 64). Frames smaller than 64 pixels are repeated, which contracts too."""
-    rows, columns = plane.shape
-    # The weights are rounded to float32, which is no matter for a difference but would be for an offset: centred first.
-    centre = float(plane.mean(dtype=np.float64))
-    down, across = area_weights(rows), area_weights(columns).T.astype(np.float64)
+    down, across = (_exact(area_weights(size)) for size in plane.shape)
     found = np.zeros((SIDE, SIDE))
-    for start in range(0, rows, _STRIP):
-        strip = plane[start : start + _STRIP].astype(np.float64) - centre
-        found += down[:, start : start + _STRIP].astype(np.float64) @ (strip @ across)
-    return found + centre
+    for start in range(0, len(plane), _STRIP):
+        strip = plane[start : start + _STRIP].astype(np.float64)
+        found += down[:, start : start + _STRIP] @ (strip @ across.T)
+    return found
+
+
+def _exact(weights: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Rows that sum to one in double precision: rounded weights are still shares, but an offset would show the sum."""
+    wide = weights.astype(np.float64)
+    return np.asarray(wide / wide.sum(1, keepdims=True))
