@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,9 +22,18 @@ from dicomguard.scoring import calibration, enrolment, features, noise
 from dicomguard.scoring.bundle import halved
 from dicomguard.scoring.calibration import Calibration, Evidence
 from dicomguard.scoring.consistency import Draw, NoiseSettings, Observation, curve
-from dicomguard.scoring.enrolment import MINIMUM_AUROC, CertifiedShare, Enrolment, PaperMode, Tolerance, Trial
+from dicomguard.scoring.enrolment import (
+    MINIMUM_AUROC,
+    CertifiedShare,
+    Enrolled,
+    Enrolment,
+    PaperMode,
+    Tolerance,
+    Trial,
+)
 from dicomguard.scoring.features import FeatureModel
 from dicomguard.scoring.guard import Guard, GuardSettings, Outcome, Vote, looks_for
+from dicomguard.scoring.head import Answer
 from dicomguard.scoring.noise import Seeds
 from dicomguard.scoring.scorer import Batch, Scorer
 from dicomguard.scoring.study_test import StudyCalibration
@@ -45,6 +55,8 @@ class Wishes:
     """What the site asks for. `eps`: the guard's pixel budget, None for no guard. `window`: its fixed range.
 
     `sigma` None takes the smallest of a few for which a unanimous vote of some hundred draws certifies `eps`.
+    `keep`: an enrolment of the same bundle; its guard is taken over, untrained, where it was made for the same budget
+    and from as many images, and only what rests on it is measured anew.
     """
 
     alpha: float = 0.05
@@ -55,6 +67,7 @@ class Wishes:
     distillation: Distillation = field(default_factory=Distillation)
     share_steps: tuple[int, ...] = SHARE_STEPS
     tested: int = _TESTED_IMAGES
+    keep: Enrolled | None = None
 
 
 Advance = Callable[[str, float], None]
@@ -143,28 +156,34 @@ def measure(scorer: Scorer, clean: CleanSet, places: Sequence[int], stage: str, 
     for start in range(0, len(places), _BATCH):
         chosen = places[start : start + _BATCH]
         seeds = [_seeds(clean.items[place], scorer) for place in chosen]
-        evidence, votes = scorer.look(clean.batch(chosen), seeds, plan(scorer.noise)[-1])
+        # The canonical path: whatever the node scores otherwise is drawn again on it where it is close to a threshold.
+        evidence, votes = scorer.look(clean.batch(chosen), seeds, plan(scorer.noise)[-1], canonical=True)
         found.evidence += evidence
         found.votes += votes
         advance(stage, len(chosen) / len(places))
     return found
 
 
-def _tolerance(scorer: Scorer, clean: CleanSet, fast: Measured, fitted: Calibration) -> Tolerance:
-    """Twice the largest distance between the fast and the canonical path's score, over some reference images."""
-    places = fast.places[:_TOLERANCE_IMAGES]
+def _tolerance(scorer: Scorer, clean: CleanSet, exact: Measured, fitted: Calibration) -> Tolerance:
+    """Twice the largest distance between the fast and the canonical path's score, over some reference images.
+
+    Images far above the threshold do not count: there distances are large, and decide nothing.
+    """
+    places = exact.places[:_TOLERANCE_IMAGES]
+    far = 2 * fitted.threshold
     worst = 0.0
     for start in range(0, len(places), _BATCH):
         chosen = places[start : start + _BATCH]
         seeds = [_seeds(clean.items[place], scorer) for place in chosen]
         pixels_alone = Batch(clean.batch(chosen).pixels)  # no planes: the guard has one path only
-        exact, _ = scorer.look(pixels_alone, seeds, plan(scorer.noise)[-1], canonical=True)
-        for one, quick in zip(exact, fast.evidence[start : start + _BATCH], strict=False):
-            same = Evidence(one.seen, quick.distances, quick.guard_share)
+        quick, _ = scorer.look(pixels_alone, seeds, plan(scorer.noise)[-1])
+        for one, other in zip(quick, exact.evidence[start : start + _BATCH], strict=False):
+            same = Evidence(one.seen, other.distances, other.guard_share)
             for stage in range(len(fitted.stages)):
-                apart = fitted.statistic_after(same, stage) - fitted.statistic_after(quick, stage)
-                worst = max(worst, abs(apart))
-    return Tolerance(statistic=round(2 * worst, 6))
+                pair = fitted.statistic_after(same, stage), fitted.statistic_after(other, stage)
+                if min(pair) <= far:
+                    worst = max(worst, abs(pair[0] - pair[1]))
+    return Tolerance(statistic=round(2 * worst, 6), path=scorer.path)
 
 
 def _seeds(item: Clean, scorer: Scorer) -> Seeds:
@@ -191,18 +210,36 @@ def _make_guard(
         alpha=wishes.guard_alpha,
         looks=looks,
         window=wishes.window,
+        ranges=gathered.ranges(),
     )
+    kept = _kept_guard(wishes.keep, settings, len(clean), scorer)
+    if kept is not None:
+        return Guard.from_tensors(settings, kept, scorer.head, scorer.device), kept, ()
     taught = lessons(scorer, clean, wishes.distillation, advance)
     shares = []
     tested = gathered.parts[Part.HELD_BACK]
+    order = torch.tensor(sorted(range(len(clean)), key=lambda place: clean.items[place].key))
     for count in (step for step in wishes.share_steps if step < len(clean)):
-        part = Lessons(taught.planes[:, :count], taught.log_odds[:, :count])
+        part = Lessons(taught.planes[:, order[:count]], taught.log_odds[:, order[:count]])
         network = distil(part, scorer.head, sigma, wishes.distillation, _named(advance, f"guard of {count} images"))
         smaller = Guard(settings, network, scorer.head, scorer.device)
         shares.append(_share_of(scorer, smaller, tested, count, advance))
     network = distil(taught, scorer.head, sigma, wishes.distillation, advance, width=settings.width)
     tensors = {f"guard.{name}": t for name, t in halved(network.state_dict()).items() if t.is_floating_point()}
     return Guard.from_tensors(settings, tensors, scorer.head, scorer.device), tensors, tuple(shares)
+
+
+def _kept_guard(
+    keep: Enrolled | None, settings: GuardSettings, distilled: int, scorer: Scorer
+) -> dict[str, Tensor] | None:
+    """The weights of an earlier guard, where it was made for the same bundle, the same budget and as many images."""
+    if keep is None or keep.statement.guard is None:
+        return None
+    earlier = keep.statement.guard.model_copy(update={"ranges": settings.ranges})
+    same = keep.statement.fingerprint == scorer.fingerprint and keep.statement.clean_set.distilled == distilled
+    if not same or earlier != settings:
+        return None
+    return {name: tensor for name, tensor in keep.tensors.items() if name.startswith("guard.")}
 
 
 def _named(advance: Advance, name: str) -> Advance:
@@ -220,7 +257,7 @@ def sigma_for(eps: float, alpha: float) -> float:
 
 def _share_of(scorer: Scorer, guard: Guard, clean: CleanSet, distilled: int, advance: Advance) -> CertifiedShare:
     places = clean.one_per_patient()[:200]
-    outcomes = []
+    outcomes: list[tuple[Answer, Outcome]] = []
     for start in range(0, len(places), _BATCH):
         chosen = places[start : start + _BATCH]
         batch = clean.batch(chosen)
@@ -228,23 +265,27 @@ def _share_of(scorer: Scorer, guard: Guard, clean: CleanSet, distilled: int, adv
         odds = scorer.quick_log_odds(batch.pixels)
         for place, plane, answer in zip(chosen, batch.planes, odds.argmax(-1).tolist(), strict=True):
             vote = guard.vote(plane, tuple(answer), _seeds(clean.items[place], scorer).guard)
-            outcomes.append(vote.outcome)
+            outcomes.append((tuple(answer), vote.outcome))
         advance(f"certify with a guard of {distilled} images", len(chosen) / len(places))
     return _counted(outcomes, distilled)
 
 
 def _certified_share(held: Measured, own: Collection[int], distilled: int) -> CertifiedShare:
     """On one frame of each patient, because the interval beside it takes them for independent."""
-    votes = [vote for place, vote in zip(held.places, held.votes, strict=True) if place in own]
-    return _counted([vote.outcome for vote in votes if vote is not None], distilled)
+    rows = zip(held.places, held.evidence, held.votes, strict=True)
+    return _counted([(e.seen.answer, vote.outcome) for place, e, vote in rows if place in own and vote], distilled)
 
 
-def _counted(outcomes: Sequence[Outcome], distilled: int) -> CertifiedShare:
+def _counted(outcomes: Sequence[tuple[Answer, Outcome]], distilled: int) -> CertifiedShare:
+    by_answer: dict[Answer, list[bool]] = {}
+    for answer, outcome in outcomes:
+        by_answer.setdefault(answer, []).append(outcome is Outcome.CERTIFIED)
     return CertifiedShare(
         distilled=distilled,
-        certified=sum(o is Outcome.CERTIFIED for o in outcomes),
-        agreed=sum(o is not Outcome.DISAGREE for o in outcomes),
+        certified=sum(outcome is Outcome.CERTIFIED for _, outcome in outcomes),
+        agreed=sum(outcome is not Outcome.DISAGREE for _, outcome in outcomes),
         tested=len(outcomes),
+        weakest=min((sum(found) / len(found) for found in by_answer.values()), default=0.0),
     )
 
 
@@ -345,11 +386,3 @@ def _refusal(weakest: Sequence[Trial], untested: Sequence[Trial]) -> str:
             f" {_LEAST_FLIPPED} are needed to say whether the check would see it. Give more clean images."
         )
     return ""
-
-
-def expected_hold_rate(statement: Enrolment, images: int) -> float | None:
-    """What `certificate: require` holds of clean studies with `images` images, if these were independent; None: all."""
-    if statement.guard is None or not statement.certified:
-        return None
-    last = statement.certified[-1]
-    return 1 - (last.certified / max(last.tested, 1)) ** images

@@ -37,6 +37,13 @@ def hold_rate(share: CertifiedShare, images: int) -> float:
     return float(1 - (share.certified / max(share.tested, 1)) ** images)
 
 
+def promised(enrolment: Enrolment) -> list[tuple[int, int]]:
+    """Sizes of studies with a promise, from smallest to largest; one image has that of the image threshold."""
+    bands = () if enrolment.studies is None else enrolment.studies.bands
+    found = [(band.low, min(band.high, band.largest)) for band in bands if band.threshold is not None]
+    return [(1, 1), *(span for span in found if span[0] > 1)]
+
+
 def page(enrolment: Enrolment) -> str:
     """The statement as Markdown."""
     return "\n".join(_lines(enrolment)) + "\n"
@@ -50,7 +57,7 @@ def facts(enrolment: Enrolment) -> dict[str, Any]:
         "threshold": enrolment.calibration.threshold,
         "margin_floor": enrolment.calibration.margin_floor,
         "false_alarm_interval": [low, high],
-        "images_promised": 1 if enrolment.studies is None else enrolment.studies.promise_up_to(),
+        "study_sizes_promised": [list(span) for span in promised(enrolment)],
         "require_holds": {str(n): hold_rate(enrolment.certified[-1], n) for n in _SIZES}
         if enrolment.guard is not None and enrolment.certified
         else None,
@@ -98,20 +105,19 @@ def _alarms(e: Enrolment) -> Iterator[str]:
 def _studies(e: Enrolment) -> Iterator[str]:
     yield "## Whole studies"
     yield ""
-    reached = 1 if e.studies is None else e.studies.promise_up_to()
-    if e.studies is not None and reached:
-        yield f"The same holds for a clean study as a whole up to {reached} image(s)."
+    covered = promised(e)
+    sizes = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in covered)
+    yield f"The same holds, for each look at it, for a clean study as a whole of {sizes} image(s)."
     yield (
-        f"**No promise above {reached} image(s)**: too few clean studies of that size were enrolled"
-        f" ({_needed(e.alpha)} are needed for each size). Larger studies are judged by an extrapolated tail."
+        f"**No promise above {covered[-1][1]} image(s)**, nor between those: too few clean studies of such sizes were"
+        f" enrolled ({_needed(e.alpha)} are needed for each band). They are judged by an extrapolated tail."
     )
     yield ""
     if e.studies is not None:
-        yield "| images in the study | clean studies | promise |"
-        yield "|---|---|---|"
+        yield "| images in the study | clean studies |"
+        yield "|---|---|"
         for band in e.studies.bands:
-            promise = f"at most {e.alpha:g}" if band.threshold is not None else "none"
-            yield f"| {band.low}-{band.high} | {band.studies} | {promise} |"
+            yield f"| {band.low}-{band.high} | {band.studies} |"
         yield ""
 
 
@@ -138,13 +144,13 @@ def _certificate(e: Enrolment) -> Iterator[str]:
     yield "It proves nothing where guard and bundle disagreed on the image as acquired, and nothing about a study as a"
     yield "whole. The header's window plays no part in the budget."
     yield ""
-    yield "| clean images that taught the guard | certified | guard agrees |"
-    yield "|---|---|---|"
+    yield "| clean images that taught the guard | certified | of the answer with fewest | guard agrees |"
+    yield "|---|---|---|---|"
     for share in e.certified:
         low, high = clopper_pearson(share.certified, share.tested)
         yield (
             f"| {share.distilled} | {share.certified}/{share.tested} = {share.certified / max(share.tested, 1):.3f}"
-            f" ({low:.3f}-{high:.3f}) | {share.agreed / max(share.tested, 1):.3f} |"
+            f" ({low:.3f}-{high:.3f}) | {share.weakest:.3f} | {share.agreed / max(share.tested, 1):.3f} |"
         )
     yield ""
     if e.certified:

@@ -29,7 +29,7 @@ from dicomguard.lab.recipes import Case, Recipe
 from dicomguard.lab.stored import read
 from dicomguard.scoring import noise
 from dicomguard.scoring.bundle import Bundle
-from dicomguard.scoring.guard import Guard, GuardSettings, Outcome, looks_for
+from dicomguard.scoring.guard import Guard, GuardSettings, Outcome, Range, looks_for
 from dicomguard.scoring.scorer import Scorer
 
 BUDGETS = (0.004, 0.008, 0.012, 0.016)
@@ -48,6 +48,7 @@ class Workshop:
         self._work = work / f"{scorer.name}-{scorer.fingerprint[:12]}"
         self._work.mkdir(parents=True, exist_ok=True)
         self._advance = advance
+        self.ranges: tuple[Range, ...] = ()  # of the files that were read last
 
     def guard(self, settings: GuardSettings, distillation: Distillation) -> Guard:
         """The guard for these settings, trained at the first call."""
@@ -81,6 +82,7 @@ class Workshop:
             image, digest = read(case.make(self.recipe.bits[-1]))
             gathered.add(Clean(image, case.group, case.key, digest, (case.truth,), Part.HELD_BACK))
             self._advance(stage, 1 / len(cases))
+        self.ranges = gathered.ranges()
         return gathered.parts[Part.HELD_BACK]
 
     def certify(self, guard: Guard, clean: CleanSet) -> dict[str, Any]:
@@ -128,9 +130,11 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
         clean: CleanSet | None = None
         for eps in given.eps or BUDGETS:
             sigma = given.sigma or sigma_for(eps, ALPHA)
-            settings = GuardSettings(sigma=sigma, eps=eps, alpha=ALPHA, looks=looks_for(eps, sigma, ALPHA))
-            guard = shop.guard(settings, distillation)
             clean = clean or shop.test_files(given.cases)
+            settings = GuardSettings(
+                sigma=sigma, eps=eps, alpha=ALPHA, looks=looks_for(eps, sigma, ALPHA), ranges=shop.ranges
+            )
+            guard = shop.guard(settings, distillation)
             rows.append(shop.certify(guard, clean))
             console.print_json(data=rows[-1])
     result = {

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ from dicomguard.scoring.bundle import Bundle, Constructor, Inference, Input, Noi
 from dicomguard.scoring.calibration import Calibration, Evidence
 from dicomguard.scoring.consistency import curve
 from dicomguard.scoring.enrolment import FOLDER, MINIMUM_AUROC, Enrolment
+from dicomguard.scoring.enrolment import read as read_enrolment
 from dicomguard.scoring.networks import EfficientNetLite0
 from dicomguard.scoring.scorer import Batch, Scorer
 
@@ -215,20 +218,30 @@ class Training:
             self.advance("attack", len(batch) / len(pictures))
         return np.stack(rounded) if rounded else np.empty((0, SIZE, SIZE), np.float32), kept
 
-    def enrol(self, folder: Path) -> Enrolment:
+    def enrol(self, folder: Path, *, keep_guard: bool = False) -> Enrolment:
         """Enrol on the splits that the classifier was not fitted on; the guard learns from those that it was."""
         scorer = Scorer(Bundle(folder))
         gathered = Gathered(scorer, None)
         cases = {split: self.recipe.cases(self.data, split) for split in Split if split is not Split.TEST}
         total = sum(map(len, cases.values()))
+        depths = itertools.cycle(self.recipe.bits)  # the guard votes on files of enrolled depths only
         for split, members in cases.items():
             for case in members:
                 part = _PARTS.get(split) or (Part.REFERENCE if is_reference(case.group) else Part.HELD_BACK)
-                image, digest = read(case.make(self.recipe.bits[-1]))
+                image, digest = read(case.make(next(depths)))
                 gathered.add(Clean(image, case.group, case.key, digest, (case.truth,), part))
                 self.advance("read clean images", 1 / total)
-        source = f"{self.recipe.name}: splits of scripts/train, {self.recipe.bits[-1]} stored bits"
-        wishes = Wishes(alpha=self.recipe.alpha, eps=self.recipe.eps)
+        bits = " and ".join(map(str, self.recipe.bits))
+        source = (
+            f"{self.recipe.name}: splits of scripts/train, {bits} stored bits{' in turn' * (len(self.recipe.bits) > 1)}"
+        )
+        enrolled = None
+        if keep_guard:
+            levels = len(scorer.noise.levels)
+            enrolled = read_enrolment(
+                folder / FOLDER, bundle=scorer.name, fingerprint=scorer.fingerprint, levels=levels
+            )
+        wishes = Wishes(alpha=self.recipe.alpha, eps=self.recipe.eps, keep=enrolled)
         return enrol(scorer, gathered, source, wishes, folder / FOLDER, self.advance)
 
 
@@ -291,10 +304,12 @@ def train(recipe: Recipe, data: Path, out: Path, work: Path, console: Console) -
     return found
 
 
-def enrol_only(recipe: Recipe, data: Path, out: Path, work: Path, console: Console) -> None:
-    """Enrol the bundle at `out` anew, its weights as they are."""
+def enrol_only(
+    recipe: Recipe, data: Path, out: Path, work: Path, console: Console, *, keep_guard: bool = False
+) -> None:
+    """Enrol the bundle at `out` anew, its weights as they are, and with `keep_guard` its guard's."""
     with Progress(console=console, disable=not console.is_terminal) as progress:
-        enrolled = Training(recipe, data, work, progress).enrol(out)
+        enrolled = Training(recipe, data, work, progress).enrol(out, keep_guard=keep_guard)
     console.print(Markdown(statement.page(enrolled)))
 
 
@@ -306,12 +321,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="bundle folder to write (default config/bundles/NAME)")
     parser.add_argument("--work", type=Path, default=Path("build/train"), help="where intermediate results are kept")
     parser.add_argument("--enrol-only", action="store_true", help="keep the weights that are there, enrol them anew")
+    parser.add_argument("--keep-guard", action="store_true", help="as --enrol-only, and do not train the guard anew")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     memory.keep_buffers()
     console = Console()
-    run = enrol_only if given.enrol_only else train
+    run = partial(enrol_only, keep_guard=given.keep_guard) if given.enrol_only or given.keep_guard else train
     try:
         run(RECIPES[given.recipe], given.data, given.out or Path("config/bundles") / given.recipe, given.work, console)
     except DicomguardError as error:

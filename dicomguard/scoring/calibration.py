@@ -291,7 +291,8 @@ def _with_threshold(draft: Calibration, held_back: Sequence[Evidence]) -> Calibr
             f"more than {draft.alpha:.0%} of the held-back clean images lie below the margin floor.",
             advice="The two parts of the clean images differ; mix their sources, or give more images.",
         )
-    finite = tuple(round(score, 9) for score in scores if math.isfinite(score))
+    finite = tuple(score for score in scores if math.isfinite(score))
+    # Not rounded: an image that scores exactly the threshold passes, and rounding down would hold all such ties.
     return draft.model_copy(
-        update={"held_back": finite, "low_margins": len(scores) - len(finite), "threshold": round(threshold, 9)}
+        update={"held_back": finite, "low_margins": len(scores) - len(finite), "threshold": threshold}
     )

@@ -33,6 +33,13 @@ class Component(BaseModel):
         distinct, first = np.unique(ordered, return_index=True)
         return distinct, (len(ordered) - first).astype(np.float64)
 
+    def __eq__(self, other: object) -> bool:
+        """Equal in what is stored; what is derived from it is an array, which does not compare to one truth value."""
+        return isinstance(other, Component) and (self.values, self.tail) == (other.values, other.tail)
+
+    def __hash__(self) -> int:
+        return hash((self.values, self.tail))
+
     def surprise(self, value: float) -> float:
         """-log of the conformal p-value (1 + number of clean values >= `value`) / (n + 1), made continuous.
 

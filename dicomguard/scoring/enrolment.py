@@ -26,8 +26,9 @@ from dicomguard.decision import Thresholds
 from dicomguard.errors import BundleError
 from dicomguard.scoring.calibration import Calibration, Unit
 from dicomguard.scoring.component import Finite, Positive
-from dicomguard.scoring.files import parse, read_pinned
+from dicomguard.scoring.files import parse_named, read_pinned
 from dicomguard.scoring.guard import GuardSettings
+from dicomguard.scoring.study_test import STATISTIC as STUDY_STATISTIC
 from dicomguard.scoring.study_test import StudyCalibration
 
 FOLDER = Path("enrolment")  # below the bundle's folder, unless the configuration names another
@@ -77,18 +78,27 @@ class Trial(_Frozen):
 
 
 class CertifiedShare(_Frozen):
-    """Of `tested` held-back clean images, `certified` with a guard distilled from `distilled` images."""
+    """Of `tested` held-back clean images, `certified` with a guard distilled from `distilled` images.
+
+    `weakest`: the share among images with the answer of which fewest are certified. A guard that says the same to every
+    image certifies the most frequent answer and nothing else.
+    """
 
     distilled: Count
     certified: Count
     agreed: Count
     tested: Count
+    weakest: Annotated[float, Field(ge=0, le=1)]
 
 
 class Tolerance(_Frozen):
-    """How far the fast path may be from the canonical one, largest over clean images, doubled: score and margin."""
+    """How far the fast path's score may be from the canonical one: the largest distance over clean images, doubled.
+
+    `path` says which fast path that was; on another one nothing is known, and the canonical path does all the work.
+    """
 
     statistic: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    path: Annotated[str, Field(max_length=100)]
 
 
 class Enrolment(_Frozen):
@@ -113,8 +123,10 @@ class Enrolment(_Frozen):
 
     @model_validator(mode="after")
     def _one_alpha(self) -> Self:
-        if self.calibration.alpha != self.alpha:
-            raise ValueError("the statement and its calibration name different alphas")
+        if self.calibration.alpha != self.alpha or (self.studies is not None and self.studies.alpha != self.alpha):
+            raise ValueError("the statement and its calibrations name different alphas")
+        if self.studies is not None and self.studies.statistic != STUDY_STATISTIC:
+            raise ValueError("the studies were calibrated with another statistic than this version's: enrol again")
         return self
 
     def thresholds(self) -> Thresholds:
@@ -147,7 +159,7 @@ def read(folder: Path, *, bundle: str, fingerprint: str, levels: int) -> Enrolle
     path = folder / STATEMENT
     if not path.exists():
         return None
-    statement = parse(Enrolment, path)
+    statement, sha256 = parse_named(Enrolment, path)
     if statement.fingerprint != fingerprint:
         raise BundleError(
             f"{path} belongs to the fingerprint {statement.fingerprint[:12]}..., bundle {bundle} has "
@@ -162,7 +174,7 @@ def read(folder: Path, *, bundle: str, fingerprint: str, levels: int) -> Enrolle
         tensors: dict[str, Tensor] = load_safetensors(data)
     except SafetensorError as error:
         raise BundleError(f"{folder / TENSORS} is no safetensors file: {error}.", advice="Enrol again.") from error
-    return Enrolled(statement, hashlib.sha256(path.read_bytes()).hexdigest(), tensors)
+    return Enrolled(statement, sha256, tensors)
 
 
 def write(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Enrolment:

@@ -17,7 +17,12 @@ _WEIGHTS_BYTES = 2 << 30
 
 
 def parse(kind: type[Model], path: Path) -> Model:
-    """A JSON file as a model.
+    """A JSON file as a model; raises as `parse_named`."""
+    return parse_named(kind, path)[0]
+
+
+def parse_named(kind: type[Model], path: Path) -> tuple[Model, str]:
+    """A JSON file as a model, and the SHA-256 of the very bytes that it was read from.
 
     Raises:
         BundleError: it cannot be read, is oversized or does not fit; the text names the file and the field.
@@ -26,7 +31,8 @@ def parse(kind: type[Model], path: Path) -> Model:
     try:
         if path.stat().st_size > _CONFIG_BYTES:
             raise BundleError(f"{path} is larger than {_CONFIG_BYTES >> 20} MiB.", advice="This is no bundle config.")
-        return kind.model_validate_json(path.read_bytes())
+        data = path.read_bytes()
+        return kind.model_validate_json(data), hashlib.sha256(data).hexdigest()
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}.", advice="Restore the bundle's files.") from error
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from dicomguard.decision import GuardVote, Score, Thresholds
 from dicomguard.errors import BundleError
 from dicomguard.pixels.image import Image
+from dicomguard.pixels.miniature import SIDE
 from dicomguard.scoring import consistency, enrolment, head, memory
 from dicomguard.scoring.bundle import Bundle
 from dicomguard.scoring.calibration import Calibration, Evidence, smallest_margin
@@ -26,6 +28,8 @@ from dicomguard.scoring.enrolment import Enrolled, Enrolment
 from dicomguard.scoring.features import FeatureModel
 from dicomguard.scoring.guard import Guard, Vote
 from dicomguard.scoring.noise import Seeds
+
+_log = logging.getLogger(__name__)
 
 _SALIENCY_WINDOW = 9  # pixels over which a gradient is averaged to be readable
 
@@ -80,6 +84,7 @@ class Scorer:
         dtype = fast_dtype(self.device)
         if self.device.type != "cpu" or dtype is not torch.float32:
             self._fast = Classifier(fused(bundle.network), *given, dtype).eval().to(self.device)
+        self.path = f"{str(dtype).removeprefix('torch.')} on {self.device.type}"
         self._try_out()
         self.enrolment: Enrolment | None = None
         self.enrolment_sha256: str | None = None
@@ -135,6 +140,27 @@ class Scorer:
                     f"the enrolment of bundle {self.name} is calibrated for a {name} that it does not hold.",
                     advice="Enrol this bundle again.",
                 )
+        if statement.tolerance.path != self.path:
+            _log.warning(
+                "Bundle %s was enrolled on the path '%s', this is '%s': every score takes the canonical path, which is"
+                " slower. Enrol it again on this machine.",
+                self.name,
+                statement.tolerance.path,
+                self.path,
+            )
+            self._fast, self.device = self._canonical, torch.device("cpu")
+        self._try_out_enrolment()
+
+    def _try_out_enrolment(self) -> None:
+        """Score mid gray with everything: an enrolment that does not fit must not be found out by a patient's image."""
+        pixels = torch.full((1, self._planes, *self.input_size), 0.5)
+        batch = Batch(pixels, torch.full((1, 1, SIDE, SIDE), 0.5))
+        try:
+            self.score(batch, [Seeds(bytes(32), bytes(32))])
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise BundleError(
+                f"the enrolment of bundle {self.name} cannot score: {_one_line(error)}.", advice="Enrol it again."
+            ) from error
 
     def prepare(self, images: Sequence[Image]) -> Batch:
         """Presentation values of any size to what the networks take."""

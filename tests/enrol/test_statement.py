@@ -9,11 +9,10 @@ import torch
 from scipy import stats
 
 from dicomguard.enrol import statement
-from dicomguard.enrol.enrolling import expected_hold_rate
 from dicomguard.scoring.enrolment import CertifiedShare, Enrolment
 from tests.scoring.small import enrol_small, write_small
 
-SHARE = CertifiedShare(distilled=1000, certified=180, agreed=195, tested=200)
+SHARE = CertifiedShare(distilled=1000, certified=180, agreed=195, tested=200, weakest=0.8)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +46,6 @@ def test_the_band_of_false_alarms_is_where_calibrations_fall() -> None:
 def test_what_requiring_certificates_would_hold(enrolled: Enrolment, bundle: Path) -> None:
     assert statement.hold_rate(SHARE, 1) == pytest.approx(0.1)
     assert statement.hold_rate(SHARE, 10) == pytest.approx(1 - 0.9**10)
-    assert expected_hold_rate(enrolled, 10) == pytest.approx(1 - 0.9**10)
-    assert expected_hold_rate(enrolled.model_copy(update={"certified": ()}), 1) is None
     assert statement.facts(enrolled)["require_holds"]["100"] == pytest.approx(1 - 0.9**100)
 
 
@@ -82,7 +79,7 @@ def test_without_a_guard_the_page_promises_no_certificates(bundle: Path) -> None
 
 def test_facts_are_json_ready_and_lack_what_only_the_scorer_reads(enrolled: Enrolment) -> None:
     found = json.loads(json.dumps(statement.facts(enrolled)))
-    assert found["images_promised"] == 1
+    assert found["study_sizes_promised"] == [[1, 1]]
     assert found["threshold"] == enrolled.calibration.threshold
     assert found["false_alarm_interval"] == list(statement.false_alarm_band(enrolled.calibration.images[1], 0.1))
     assert "calibration" not in found

@@ -155,7 +155,7 @@ def enrol_small(
             "alpha": alpha,
             "calibration": fitted,
             "paper": {"theta": [0.1] * len(scorer.noise.levels), "level": 0, "images": third},
-            "tolerance": {"statistic": tolerance},
+            "tolerance": {"statistic": tolerance, "path": scorer.path},
             "guard": guard,
             "self_test": (),
             "armed": "enforce",
