@@ -12,7 +12,7 @@ from dicomguard.cli.compose import ConfigOption, JsonOption
 from dicomguard.cli.output import console, print_json, print_table
 
 if TYPE_CHECKING:  # SQLAlchemy, imported by the commands that need it
-    from dicomguard.ledger import Draw, Ledger
+    from dicomguard.ledger import Ledger
     from dicomguard.screen.budget import FalseHoldBudget
     from dicomguard.screen.watch import Stream
 
@@ -34,23 +34,17 @@ def drift(
     ] = None,
 ) -> None:
     """Show whether p-values are still uniform, for each bundle and sender. Exit 1 where they are not."""
-    from dicomguard.ledger import FALSE_HOLD_EVENT
     from dicomguard.screen.watch import Streams
 
     settings = compose.read_config(config)
     with compose.open_ledger(settings, "cli", existing=True) as ledger:
-        streams = Streams(settings.drift.window_studies)
-        draws = ledger.draws()
-        streams.add(draws)
         shown = [
             stream
-            for stream in _current(list(streams), draws)
+            for stream in Streams(ledger, settings.drift.window_studies)
             if bundle in {None, stream.bundle} and peer in {None, stream.sender}
         ]
         rows = [_row(ledger, stream, settings.drift.level) for stream in shown]
-        used = {stream.bundle for stream in shown} | {
-            name for event in ledger.events(FALSE_HOLD_EVENT) for name in event.detail["bundles"]
-        }
+        used = {stream.bundle for stream in shown}
         budget = [] if peer else _budget(ledger, compose.false_hold_budget(settings), used, bundle)
     if as_json:
         print_json([*rows, *budget])
@@ -61,13 +55,6 @@ def drift(
 
         draw(shown, plot)
     raise typer.Exit(1 if any(row["state"] in _ALARMING for row in [*rows, *budget]) else 0)
-
-
-def _current(streams: list[Stream], draws: list[Draw]) -> list[Stream]:
-    """Those of each bundle's newest enrolment, all senders before each of them."""
-    newest = {draw.bundle: draw.enrolment for draw in draws}
-    found = [stream for stream in streams if stream.baseline.enrolment == newest[stream.bundle]]
-    return sorted(found, key=lambda stream: (stream.bundle, stream.sender))
 
 
 def _row(ledger: Ledger, stream: Stream, level: float) -> dict[str, Any]:
@@ -84,7 +71,7 @@ def _row(ledger: Ledger, stream: Stream, level: float) -> dict[str, Any]:
         "enrolment": stream.baseline.enrolment,
         "calibration_images": stream.baseline.images,
         "alpha": stream.baseline.alpha,
-        "studies": stream.counted,
+        "studies": stream.drawn,
         "window": stream.window,
         "unfinished": stream.unfinished,
         "through": None if stream.through_at is None else stream.through_at.isoformat(),
@@ -99,8 +86,8 @@ def _budget(ledger: Ledger, budget: FalseHoldBudget, used: set[str], only: str |
 
     found = []
     for bundle, count in sorted(budget.counts(ledger, utc_now()).items()):
-        # A bundle that neither scored nor held anything has nothing to say.
-        if bundle in used and only in {None, bundle}:
+        # A bundle that scored nothing, and held nothing wrongly of late, has nothing to say.
+        if (bundle in used or count) and only in {None, bundle}:
             is_spent = count > budget.holds
             row = {"bundle": bundle, "false_holds": count, "budget": budget.holds, "days": budget.days}
             advice = budget.proposal(bundle) if is_spent else ""

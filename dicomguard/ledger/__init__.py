@@ -3,18 +3,30 @@
 The ledger says *why*; the spool's folders say *where*. It stores no patient name, and nothing here moves a file.
 """
 
-from dicomguard.ledger.draws import Draw
+from dicomguard.ledger.draws import Draw, DrawGroup, Tally
 from dicomguard.ledger.ledger import Ledger
-from dicomguard.ledger.records import FALSE_HOLD_EVENT, Delivery, DeliveryState, Event, Problem, Review, RuledAction
+from dicomguard.ledger.records import (
+    EXPORTED_EVENT,
+    FALSE_HOLD_EVENT,
+    Delivery,
+    DeliveryState,
+    Event,
+    Problem,
+    Review,
+    RuledAction,
+)
 
 __all__ = [
+    "EXPORTED_EVENT",
     "FALSE_HOLD_EVENT",
     "Delivery",
     "DeliveryState",
     "Draw",
+    "DrawGroup",
     "Event",
     "Ledger",
     "Problem",
     "Review",
     "RuledAction",
+    "Tally",
 ]

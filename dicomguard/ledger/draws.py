@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -37,6 +37,35 @@ class Draw:
     alpha: float
     at: datetime
     number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DrawGroup:
+    """What draws have in common that are looked at together; `sender` None: those of all senders."""
+
+    bundle: str
+    enrolment: str
+    images: int
+    alpha: float
+    sender: str | None = None
+
+    @classmethod
+    def of(cls, draw: Draw) -> DrawGroup:
+        """The one of its sender."""
+        return cls(draw.bundle, draw.enrolment, draw.images, draw.alpha, draw.sender)
+
+    @property
+    def of_all(self) -> DrawGroup:
+        """The same of all senders."""
+        return replace(self, sender=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many draws a group has, and the number of the newest of them."""
+
+    draws: int
+    newest: int
 
 
 def drawn_from(decision: Decision) -> list[Draw]:
@@ -69,14 +98,24 @@ def _draw(decision: Decision, bundle: str, instances: list[InstanceDecision]) ->
 
 
 def _p_values(scores: Mapping[str, Any] | None) -> list[float]:
-    """Those of every frame that has one; none where there is no enrolment to be relative to."""
+    """Those of every frame that has one; none where there is no enrolment to be relative to.
+
+    A frame whose numbers were not finite has none, whatever stands in its place (a conformal p-value of NaN is the
+    smallest that there is): it was held for that, and it is no draw of anything.
+    """
     if not scores or not isinstance(scores.get("enrolment"), str) or not isinstance(scores.get("thresholds"), dict):
         return []
     images, alpha = scores.get("calibration_images"), scores["thresholds"].get("alpha")
     if not isinstance(images, int) or images < 1 or not isinstance(alpha, float) or not 0 < alpha < 1:
         return []
-    # A frame whose numbers were not finite has none: it was held for that, and it is no draw of anything.
+    statistics, p_values = scores.get("statistics") or [], scores.get("p_values") or []
+    if len(statistics) != len(p_values):
+        return []
     # The smallest that there is, 1 / (m + 1), may have lost its last digit on the way through JSON.
     least = (1 - 1e-9) / (images + 1)
-    found = [p for p in scores.get("p_values") or [] if isinstance(p, float | int) and math.isfinite(p)]
+    found = [p for p, statistic in zip(p_values, statistics, strict=True) if _is_finite(statistic) and _is_finite(p)]
     return [float(p) for p in found if least <= p <= 1]
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, float | int) and math.isfinite(value)

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from dicomguard.ledger import tables
 from dicomguard.ledger.chain import ChainKey
 from dicomguard.ledger.heads import Head
-from dicomguard.ledger.records import Problem
+from dicomguard.ledger.records import EXPORTED_EVENT, Problem
 from dicomguard.ledger.verify import instance_rows
 
 
@@ -25,13 +25,15 @@ def of_decision(
 ) -> dict[str, Any]:
     """The rows that are the decision, its deliveries and reviews, or events that name it. Plain values.
 
+    Who else was given an excerpt is not in it: that is no one's business but the site's.
+
     Each with its place in the chain, the content that its MAC covers, and whether the MAC was right when this was
     read (`mac_is_right`). `heads`: the tips of the chains that these rows belong to, None where there is no heads file.
     """
     found = []
     for table in (tables.decisions, tables.deliveries, tables.reviews, tables.events):
         names_it = (
-            table.c.detail.contains(decision_id, autoescape=True)
+            sa.and_(table.c.detail.contains(decision_id, autoescape=True), table.c.kind != EXPORTED_EVENT)
             if table is tables.events
             else table.c.decision_id == decision_id
         )

@@ -27,7 +27,7 @@ from dicomguard.errors import LedgerError, NotFoundError, ReviewError
 from dicomguard.ledger import excerpt, rows, store, tables
 from dicomguard.ledger import verify as verification
 from dicomguard.ledger.chain import ChainKey, Extension, key_check, subkey
-from dicomguard.ledger.draws import Draw, drawn_from
+from dicomguard.ledger.draws import Draw, DrawGroup, Tally, drawn_from
 from dicomguard.ledger.heads import Heads
 from dicomguard.ledger.records import (
     ALARMS,
@@ -375,9 +375,13 @@ class Ledger:
         with self._reading() as connection:
             return _last_event(connection, kinds, subject_uid)
 
-    def events(self, kind: str | None = None, limit: int | None = None) -> list[Event]:
-        """Events, oldest first; with `limit` the newest so many of them."""
+    def events(
+        self, kind: str | None = None, limit: int | None = None, *, since: datetime | None = None
+    ) -> list[Event]:
+        """Events recorded at `since` (aware) or later, oldest first; with `limit` the newest so many of them."""
         conditions = [] if kind is None else [tables.events.c.kind == kind]
+        if since is not None:
+            conditions.append(tables.events.c.at >= tables.to_stamp(since))
         return [rows.to_event(row) for row in self._rows(tables.events, *conditions, limit=limit)]
 
     # Draws -----------------------------------------------------------------------------------------------------------
@@ -385,6 +389,25 @@ class Ledger:
     def draws(self, after: int = 0) -> list[Draw]:
         """P-values drawn for the drift watch with numbers over `after`, in the order of recording."""
         return [rows.to_draw(row) for row in self._rows(tables.draws, tables.draws.c.id > after)]
+
+    def newest_draws(self, group: DrawGroup, limit: int, *, through: int) -> list[Draw]:
+        """The newest `limit` draws of a group with numbers up to `through`, in the order of recording."""
+        conditions = [*_in_group(group), tables.draws.c.id <= through]
+        return [rows.to_draw(row) for row in self._rows(tables.draws, *conditions, limit=limit)]
+
+    def draw_groups(self) -> dict[DrawGroup, Tally]:
+        """Every group of one sender, with its tally at one moment. The database counts; no draw is read."""
+        columns = [tables.draws.c[name] for name in ("bundle", "enrolment", "images", "alpha", "sender")]
+        query = sa.select(*columns, sa.func.count(), sa.func.max(tables.draws.c.id)).group_by(*columns)
+        with self._reading() as connection:
+            found = connection.execute(query).all()
+        return {DrawGroup(*of): Tally(draws, newest) for *of, draws, newest in found}
+
+    def count_draws(self, group: DrawGroup, *, through: int) -> int:
+        """How many draws of a group have numbers up to `through`."""
+        query = sa.select(sa.func.count()).select_from(tables.draws)
+        with self._reading() as connection:
+            return int(connection.scalar(query.where(*_in_group(group), tables.draws.c.id <= through)) or 0)
 
     # Trust -----------------------------------------------------------------------------------------------------------
 
@@ -486,6 +509,17 @@ def _add_draws(connection: Connection, chain: Extension, decision: Decision) -> 
         same = sa.and_(table.c.study_key == key_of(draw.study_instance_uid), table.c.bundle == draw.bundle)
         if _first(connection, table.c.id, same) is None:
             chain.append(table, rows.from_draw(draw))
+
+
+def _in_group(group: DrawGroup) -> list[sa.ColumnElement[bool]]:
+    table = tables.draws
+    conditions = [
+        table.c.bundle == group.bundle,
+        table.c.enrolment == group.enrolment,
+        table.c.images == group.images,
+        table.c.alpha == group.alpha,
+    ]
+    return conditions if group.sender is None else [*conditions, table.c.sender == group.sender]
 
 
 def _last_event(connection: Connection, kinds: Collection[str], subject_uid: str) -> Event | None:

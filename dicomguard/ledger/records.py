@@ -14,6 +14,9 @@ RuledAction = Literal["release", "reject"]
 # A person's word that a hold was false; what the false-hold budget counts.
 FALSE_HOLD_EVENT: Final = "false_hold"
 
+# What a decision rested on left the node. It is about the file, not about the decision, so excerpts leave it out.
+EXPORTED_EVENT: Final = "evidence_exported"
+
 # Kinds of events that somebody must hear of: logged as errors when they are recorded, marked where events are shown.
 ALARMS: Final = frozenset(
     {

@@ -30,17 +30,18 @@ class FalseHoldBudget:
     places: Mapping[str, str]
 
     def counts(self, ledger: Ledger, now: datetime) -> dict[str, int]:
-        """False holds by bundle in the days before `now`; a decision counts once, and so does each configured bundle.
+        """False holds by bundle in the days before `now`; a decision counts once for a bundle.
+
+        Each configured bundle has a count, and each whose budget was ever spent, so that it is told when that is over.
 
         The day of the mark counts, not that of the hold: it is the work of the people who look that is budgeted.
         """
         since = now - timedelta(days=self.days)
-        marked: dict[str, set[str]] = {bundle: set() for bundle in self.places}
-        for event in ledger.events(FALSE_HOLD_EVENT):
+        once_spent = [event.subject_uid for event in ledger.events(SPENT_EVENT)]
+        marked: dict[str, set[str]] = {bundle: set() for bundle in (*self.places, *once_spent)}
+        for event in ledger.events(FALSE_HOLD_EVENT, since=since):
             for bundle in event.detail["bundles"]:
-                known = marked.setdefault(bundle, set())
-                if event.at > since:
-                    known.add(event.detail["decision_id"])
+                marked.setdefault(bundle, set()).add(event.detail["decision_id"])
         return {bundle: len(decisions) for bundle, decisions in marked.items()}
 
     def check(self, ledger: Ledger, now: datetime) -> None:

@@ -1,19 +1,20 @@
 """Reads what the ledger drew, judges each stream of p-values, and records an event when a stream's state turns.
 
-Everything is computed from the ledger, so several screeners see the same and a restart forgets nothing. Nothing here
+Everything is computed from the ledger, so several screeners see the same and a restart forgets nothing. Only the newest
+draws of a stream are read for that, back to a place from which whoever reads counts the same windows. Nothing here
 changes what is held or forwarded: an event says that a promise is void, and a person decides what follows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
 
-from dicomguard.ledger import Draw, Event, Ledger
+from dicomguard.ledger import Draw, DrawGroup, Event, Ledger
 from dicomguard.screen import drift
 from dicomguard.screen.budget import FalseHoldBudget
 from dicomguard.screen.drift import SCALES, Baseline, Look, State
@@ -21,6 +22,11 @@ from dicomguard.study import utc_now
 
 OVER_EVENT: Final = "drift_over"
 EVENTS: Final = {State.MOVED: "drift_moved", State.MORE_ALARMS: "drift_more_alarms", State.UNIFORM: OVER_EVENT}
+# Every so many windows' worth of draws of a stream a window begins, whatever came before: from there on anybody who
+# reads counts the same windows. What was unfinished then is left out; that is nothing where no patient came twice.
+_WINDOWS_IN_SPAN: Final = 10
+# How far back a start reads at most. A stream in which nearly all patients come again and again has few windows there.
+_SPANS_READ: Final = 8
 _STATES: Final = {kind: state for state, kind in EVENTS.items()}
 
 
@@ -29,7 +35,8 @@ class Stream:
     """The p-values of one bundle against one enrolment: of one sender, or of all of them (`sender` "").
 
     All senders together are what the promise is about where the enrolment's images came from all of them; one sender
-    is whom to ask. `ranks` are the newest, as many as the largest scale needs and the unfinished window.
+    is whom to ask. `ranks` are the newest, as many as the largest scale needs and the unfinished window. `drawn` counts
+    all draws from the stream's first, read or not, patients that came again included.
     """
 
     bundle: str
@@ -37,11 +44,10 @@ class Stream:
     baseline: Baseline
     window: int
     ranks: list[int] = field(default_factory=list)
-    counted: int = 0
+    drawn: int = 0
     unfinished: int = 0
     through: int = 0
     through_at: datetime | None = None
-    last: int = 0
     _patients: set[str] = field(default_factory=set)
 
     @property
@@ -54,13 +60,14 @@ class Stream:
 
         A patient counts once in a window, whatever number of studies: pictures of one patient are no separate draws.
         """
-        self.last = draw.number
+        if self.drawn % (_WINDOWS_IN_SPAN * self.window) == 0:
+            self._begin_window()
+        self.drawn += 1
         if draw.patient_key is not None:
             if draw.patient_key in self._patients:
                 return False
             self._patients.add(draw.patient_key)
         self.ranks.append(int(drift.ranks_of([draw.p_value], self.baseline.images)[0]))
-        self.counted += 1
         self.unfinished += 1
         if self.unfinished < self.window:
             return False
@@ -69,6 +76,17 @@ class Stream:
         self.through, self.through_at = draw.number, draw.at
         del self.ranks[: -max(SCALES) * self.window]
         return True
+
+    def _begin_window(self) -> None:
+        """Leave out what is unfinished."""
+        del self.ranks[len(self.ranks) - self.unfinished :]
+        self.unfinished = 0
+        self._patients.clear()
+
+    @property
+    def has_all_windows(self) -> bool:
+        """True when the largest scale is whole."""
+        return len(self.ranks) - self.unfinished >= max(SCALES) * self.window
 
     def newest(self, windows: int) -> drift.Ranks:
         """The ranks of the newest so many whole windows together, or of as many as there are."""
@@ -86,28 +104,64 @@ class Stream:
 
 
 class Streams:
-    """All streams, filled from draws in the order of their numbers."""
+    """The streams of each bundle's newest enrolment, as the ledger has them, and whatever draws are added later."""
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, ledger: Ledger, window: int) -> None:
+        """Reads what the windows need. Raises LedgerError."""
+        self._ledger = ledger
         self._window = window
-        self._streams: dict[tuple[str, Baseline, str], Stream] = {}
-        self.seen = 0
+        tallies = ledger.draw_groups()
+        self.seen = max((tally.newest for tally in tallies.values()), default=0)
+        newest: dict[str, DrawGroup] = {}
+        for group, _ in sorted(tallies.items(), key=lambda item: item[1].newest):
+            newest[group.bundle] = group.of_all
+        counts: dict[DrawGroup, int] = {}
+        for group, tally in tallies.items():
+            if newest[group.bundle] == group.of_all:
+                counts[group] = tally.draws
+                counts[group.of_all] = counts.get(group.of_all, 0) + tally.draws
+        self._streams = {group: self._read(group, drawn, self.seen) for group, drawn in counts.items()}
 
-    def add(self, draws: list[Draw]) -> list[Stream]:
-        """Count draws; returns the streams of which they completed a window, each once."""
-        completed: dict[tuple[str, Baseline, str], Stream] = {}
+    def add(self, draws: Sequence[Draw]) -> list[Stream]:
+        """Count draws in the order of their numbers; returns the streams of which they completed a window, each once.
+
+        Raises LedgerError; then none of them is counted.
+        """
         for draw in draws:
-            baseline = Baseline(draw.enrolment, draw.images, draw.alpha)
-            for sender in ("", draw.sender):
-                key = (draw.bundle, baseline, sender)
-                stream = self._streams.setdefault(key, Stream(draw.bundle, sender, baseline, self._window))
-                if stream.add(draw):
-                    completed[key] = stream
+            for group in _groups_of(draw):
+                if group not in self._streams:  # a new sender, or an enrolment that is back
+                    drawn = self._ledger.count_draws(group, through=draw.number - 1)
+                    self._streams[group] = self._read(group, drawn, draw.number - 1)
+        completed: dict[DrawGroup, Stream] = {}
+        for draw in draws:
+            for group in _groups_of(draw):
+                if self._streams[group].add(draw):
+                    completed[group] = self._streams[group]
             self.seen = draw.number
         return list(completed.values())
 
+    def _read(self, group: DrawGroup, drawn: int, through: int) -> Stream:
+        """A stream as it stands after its first `drawn` draws, which have numbers up to `through`."""
+        span = _WINDOWS_IN_SPAN * self._window
+        back = 1
+        while True:
+            start = max(0, drawn // span - back) * span
+            baseline = Baseline(group.enrolment, group.images, group.alpha)
+            stream = Stream(group.bundle, group.sender or "", baseline, self._window, drawn=start)
+            for draw in self._ledger.newest_draws(group, drawn - start, through=through):
+                stream.add(draw)
+            if start == 0 or stream.has_all_windows or back >= _SPANS_READ:
+                return stream
+            back *= 2
+
     def __iter__(self) -> Iterator[Stream]:
-        return iter(self._streams.values())
+        """By bundle, all senders before each of them."""
+        return iter(sorted(self._streams.values(), key=lambda stream: (stream.bundle, stream.sender)))
+
+
+def _groups_of(draw: Draw) -> tuple[DrawGroup, DrawGroup]:
+    """All senders together, and its own."""
+    return DrawGroup.of(draw).of_all, DrawGroup.of(draw)
 
 
 class Watch:
@@ -126,11 +180,15 @@ class Watch:
         self._level = level
         self._budget = budget
         self._now = now
-        self._streams = Streams(window)
+        self._window = window
+        self._streams: Streams | None = None
         self._due: list[Stream] = []
 
     def step(self) -> None:
         """Look at what was drawn since the last time, and at the budget. Raises LedgerError while it is away."""
+        if self._streams is None:
+            self._streams = Streams(self._ledger, self._window)
+            self._due += self._streams  # a window may have been completed while nobody looked
         self._due += self._streams.add(self._ledger.draws(self._streams.seen))
         while self._due:
             turn(self._ledger, self._due[0], self._level)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from dicomguard.ledger import Ledger, tables
+from dicomguard.ledger import DrawGroup, Ledger, Tally, tables
 from dicomguard.ledger.draws import drawn_from
 from tests.ledger.conftest import KEY
 
@@ -27,6 +27,7 @@ def scored(decision, *, p, images=99, enrolment="e" * 64, bundle="chest-xray"):
                 "calibration_images": images,
                 "thresholds": {"alpha": 0.05},
                 "p_values": values,
+                "statistics": [1.0] * len(values),
             },
         )
         for instance, values in zip(decision.instances, lists, strict=True)
@@ -65,6 +66,17 @@ class TestDrawn:
         (draw,) = drawn_from(scored(make_decision(), p=[math.nan, 0.5, None]))
         assert draw.p_value == 0.5
 
+    def test_a_frame_whose_statistic_is_not_finite_is_passed_over(self, make_decision):
+        decision = scored(make_decision(instances=1), p=[0.01, 0.5, 0.01, 0.01])
+        decision.instances[0].scores["statistics"] = [math.nan, 2.0, math.inf, None]
+        (draw,) = drawn_from(decision)
+        assert draw.p_value == 0.5
+        for others in ([math.nan] * 4, [2.0], []):
+            decision.instances[0].scores["statistics"] = others
+            assert drawn_from(decision) == []
+        del decision.instances[0].scores["statistics"]
+        assert drawn_from(decision) == []
+
 
 class TestRecorded:
     def test_with_the_decision_once_for_a_study_and_a_bundle(self, ledger, make_decision):
@@ -87,6 +99,26 @@ class TestRecorded:
         kinds = {(problem.kind, problem.table) for problem in ledger.verify()}
         assert ("schema", "draws") in kinds
         assert {kind for kind, _ in kinds} - {"schema"} in ({"edited"}, {"unlinked"}, {"edited", "unlinked"})
+
+
+class TestGroups:
+    def test_the_newest_of_a_group_and_how_many_there_are(self, ledger, make_decision):
+        def draw(number, peer, **changes):
+            decision = replace(make_decision(f"1.2.{number}"), peer=peer)
+            ledger.record_decisions([scored(decision, p=[number / 100], **changes)])
+
+        for number in range(1, 9):
+            draw(number, "CR1@10.0.0.1" if number % 2 else "CT2@10.0.0.2")
+        draw(9, "CR1@10.0.0.1", enrolment="a" * 64)
+        found = ledger.draw_groups()
+        cr, ct = (DrawGroup("chest-xray", "e" * 64, 99, 0.05, sender) for sender in ("CR1", "CT2"))
+        assert found == {cr: Tally(4, 7), ct: Tally(4, 8), replace(cr, enrolment="a" * 64): Tally(1, 9)}
+        assert [d.number for d in ledger.newest_draws(cr, 2, through=100)] == [5, 7]
+        assert [d.number for d in ledger.newest_draws(cr, 2, through=6)] == [3, 5]
+        assert [d.number for d in ledger.newest_draws(cr.of_all, 3, through=100)] == [6, 7, 8]
+        assert (ledger.count_draws(cr, through=5), ledger.count_draws(cr.of_all, through=5)) == (3, 5)
+        assert [DrawGroup.of(d) for d in ledger.draws(after=8)] == [replace(cr, enrolment="a" * 64)]
+        assert ledger.newest_draws(ct, 0, through=100) == []
 
 
 class TestTurns:

@@ -21,6 +21,7 @@ def decision(p_value, *, sender="CR1", enrolment="e" * 64, bundle="chest-xray", 
         "calibration_images": IMAGES,
         "thresholds": {"alpha": ALPHA},
         "p_values": [float(p_value)],
+        "statistics": [-np.log(float(p_value))],
     }
     verdict = Verdict.SUSPECT if held else Verdict.CLEAN
     reasons = (Reason.SCORE_OVER_THRESHOLD,) if held else ()

@@ -1,6 +1,7 @@
 """Events of the drift watch: once for each turn, whoever looks and however often; and the budget that only speaks."""
 
 import ast
+import random
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from dicomguard.decision import Disposition
 from dicomguard.errors import LedgerError
 from dicomguard.ledger import FALSE_HOLD_EVENT, Ledger
 from dicomguard.screen.budget import RESTORED_EVENT, SPENT_EVENT, FalseHoldBudget
-from dicomguard.screen.watch import OVER_EVENT, Watch, turn
+from dicomguard.screen.watch import OVER_EVENT, Streams, Watch, turn
 from dicomguard.study import utc_now
 from tests.screen.conftest import SUSPECT
 from tests.screen.stream import flooded, moved, record, uniform
@@ -95,6 +96,7 @@ class TestDrift:
 
     def test_one_that_is_behind_does_not_undo_what_another_saw_later(self, ledger):
         behind, ahead = watch(ledger), watch(ledger)
+        behind.step()
         assert behind._due == []
         record(ledger, moved(WINDOW))
         stale = behind._streams.add(ledger.draws())
@@ -153,6 +155,80 @@ class TestDrift:
         assert len(told(ledger)) == 2
 
 
+class TestWhatIsRead:
+    """A start reads the end of each stream only, and from there sees what one sees who was there from the start."""
+
+    @pytest.mark.parametrize("patients", [None, 40, 12, 9], ids=lambda n: f"{n or 'many'} patients")
+    def test_whoever_starts_later_counts_the_same_windows(self, ledger, patients):
+        chance = random.Random(patients)
+        live = Streams(ledger, 10)
+        for step in range(12):
+            for _ in range(9):
+                name = None if patients is None else f"p{chance.randrange(patients)}"
+                sender = chance.choice(["CR1", "CR1", "CT2"])
+                record(ledger, uniform(4, offset=step), patient=name, sender=sender)
+            live.add(ledger.draws(live.seen))
+            fresh = {stream.sender: stream for stream in Streams(ledger, 10)}
+            assert set(fresh) == {stream.sender for stream in live}
+            for stream in live:
+                other = fresh[stream.sender]
+                assert (other.drawn, other.unfinished, other.through) == (
+                    stream.drawn,
+                    stream.unfinished,
+                    stream.through,
+                )
+                assert other._patients == stream._patients
+                assert other.looks() == stream.looks()
+        (everybody,) = (stream for stream in live if not stream.sender)
+        assert everybody.drawn == 12 * 9 * 4
+        assert (everybody.through > 0) == (patients != 9)  # nine can never be ten
+
+    def test_no_more_is_read_than_the_windows_need(self, ledger, monkeypatch):
+        record(ledger, moved(300), enrolment="a" * 64)
+        for _ in range(5):
+            record(ledger, uniform(100), sender="CR1")
+            record(ledger, uniform(60), sender="CT2")
+        read = []
+        newest_draws = Ledger.newest_draws
+
+        def counted(self, group, limit, *, through):
+            found = newest_draws(self, group, limit, through=through)
+            read.append(len(found))
+            return found
+
+        monkeypatch.setattr(Ledger, "newest_draws", counted)
+        after = []
+        monkeypatch.setattr(Ledger, "draws", lambda self, after_=0: after.append(after_) or [])
+        watch(ledger, window=10).step()
+        assert after == [1100]
+        assert len(read) == 3  # all, CR1, CT2; nothing of the enrolment before
+        assert 10 * 10 <= min(read) <= max(read) < 2 * 10 * 10
+
+    def test_what_was_completed_while_nobody_looked_is_looked_at(self, ledger):
+        record(ledger, moved(WINDOW * 25))
+        watch(ledger).step()
+        assert told(ledger) == [("drift_moved", "chest-xray"), ("drift_moved", "chest-xray from CR1")]
+        assert ledger.events()[0].detail["through"] == WINDOW * 25
+
+    def test_a_ledger_that_is_away_while_a_new_sender_comes_loses_no_draw(self, ledger, monkeypatch):
+        looking = watch(ledger)
+        record(ledger, moved(WINDOW - 1), sender="CR1")
+        looking.step()
+        record(ledger, moved(1), sender="CR1")
+        record(ledger, moved(1), sender="CT2")
+
+        def away(*_, **__):
+            raise LedgerError("away")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Ledger, "count_draws", away)
+            with pytest.raises(LedgerError):
+                looking.step()
+        looking.step()
+        assert ("drift_moved", "chest-xray from CR1") in told(ledger)
+        assert {s.sender: s.drawn for s in looking._streams} == {"": WINDOW + 1, "CR1": WINDOW, "CT2": 1}
+
+
 def mark(ledger, number, bundle="chest-xray"):
     ledger.record_event(FALSE_HOLD_EVENT, "1.2", {"decision_id": f"d{number}", "bundles": [bundle]})
 
@@ -189,6 +265,30 @@ class TestBudget:
         looking.step()
         looking.step()
         assert len(ledger.events(RESTORED_EVENT)) == 1
+
+    def test_old_marks_are_not_read(self, ledger, monkeypatch):
+        for number in range(5):
+            mark(ledger, number)
+        asked = []
+        events = Ledger.events
+        monkeypatch.setattr(
+            Ledger, "events", lambda self, kind=None, **more: asked.append((kind, more)) or events(self, kind, **more)
+        )
+        now = utc_now()
+        assert BUDGET.counts(ledger, now) == {"chest-xray": 5}
+        assert BUDGET.counts(ledger, now + timedelta(days=8)) == {"chest-xray": 0}
+        assert [more["since"] for kind, more in asked if kind == FALSE_HOLD_EVENT] == [
+            now - timedelta(days=7),
+            now + timedelta(days=1),
+        ]
+
+    def test_a_bundle_that_is_not_configured_any_more_is_told_to_be_over_too(self, ledger):
+        now = utc_now()
+        for number in range(3):
+            mark(ledger, number, "brain-mri")
+        BUDGET.check(ledger, now)
+        BUDGET.check(ledger, now + timedelta(days=8))
+        assert told(ledger)[3:] == [(SPENT_EVENT, "brain-mri"), (RESTORED_EVENT, "brain-mri")]
 
     def test_the_node_goes_on_holding(self, enforcing):
         """Spent ten times over, with every sender drifting: what is suspect is held as before."""
