@@ -1,4 +1,8 @@
-"""Whether recomputed scores are the recorded ones: every number within a tolerance, everything else the same. Pure."""
+"""Whether recomputed scores are the recorded ones: measurements within a tolerance, everything else the same. Pure.
+
+Whole numbers count or number something (frames, draws, images), and settings were written by somebody: neither depends
+on the processor, so each must be the very same.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,19 @@ from typing import Any, Final, TypeGuard
 
 # What a score cost, not what it says: another processor may stop early one look sooner.
 _COSTS: Final = frozenset({"passes"})
+# Counted over many draws of noise, of which another processor may see a few differently: a measurement.
+_COUNTS_OF_NOISE: Final = frozenset({"votes"})
+# Written down beforehand, or held against what was: no measurements, although they are no whole numbers.
+_SETTINGS: Final = frozenset({"alpha", "eps", "sigma", "levels"})
+# Numbers of frames in no order that says anything.
+_SETS: Final = frozenset({"suspects"})
 # A model and its calibration, not what they found: compared exactly, beforehand, by `provenance`.
 _PROVENANCE: Final = ("enrolment", "thresholds")
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """|recomputed - recorded| <= absolute + relative * |recorded|. A number that is not finite must be the same one."""
+    """Of measurements: |recomputed - recorded| <= absolute + relative * |recorded|; not finite: the same one."""
 
     absolute: float = 0.02
     relative: float = 0.02
@@ -25,6 +35,9 @@ class Tolerance:
         if math.isfinite(recorded) and math.isfinite(recomputed):
             return abs(recomputed - recorded) <= self.absolute + self.relative * abs(recorded)
         return recorded == recomputed or (math.isnan(recorded) and math.isnan(recomputed))
+
+
+_NONE: Final = Tolerance(0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +67,7 @@ def provenance(scores: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def same_provenance(recorded: Mapping[str, Any], recomputed: Mapping[str, Any]) -> bool:
     """True when what was recorded of a model's enrolment holds for the loaded one, to the last digit."""
-    return not any(differences(recorded, recomputed, Tolerance(0.0, 0.0), ""))
+    return not any(differences(recorded, recomputed, _NONE, ""))
 
 
 def score_differences(
@@ -82,8 +95,12 @@ def differences(recorded: Any, recomputed: Any, tolerance: Tolerance, what: str)
                 continue
             if name not in recomputed:
                 yield Difference(where, value, "nothing: not computed by this version")
+            elif name in _SETS and _is_list(value) and _is_list(recomputed[name]):
+                if _as_set(value) != _as_set(recomputed[name]):
+                    yield Difference(where, list(value), list(recomputed[name]))
             else:
-                yield from differences(value, recomputed[name], tolerance, where)
+                allowed = _NONE if name in _SETTINGS else tolerance
+                yield from differences(value, recomputed[name], allowed, where)
     elif _is_list(recorded) and _is_list(recomputed):
         if len(recorded) != len(recomputed):
             yield Difference(what, f"{len(recorded)} values", f"{len(recomputed)} values")
@@ -91,7 +108,8 @@ def differences(recorded: Any, recomputed: Any, tolerance: Tolerance, what: str)
         for index, (old, new) in enumerate(zip(recorded, recomputed, strict=True)):
             yield from differences(old, new, tolerance, f"{what}[{index}]")
     elif _is_number(recorded) and _is_number(recomputed):
-        if not tolerance.allows(recorded, recomputed):
+        allowed = tolerance if _is_measured(recorded, recomputed, what) else _NONE
+        if not allowed.allows(recorded, recomputed):
             yield Difference(what, recorded, recomputed, abs(recomputed - recorded))
     elif recorded != recomputed or type(recorded) is not type(recomputed):
         yield Difference(what, recorded, recomputed)
@@ -99,7 +117,7 @@ def differences(recorded: Any, recomputed: Any, tolerance: Tolerance, what: str)
 
 def largest_distance(recorded: Any, recomputed: Any) -> float:
     """The largest distance of two numbers that stand in the same place, whatever the tolerance; 0 where none do."""
-    found = differences(recorded, recomputed, Tolerance(0.0, 0.0), "")
+    found = differences(recorded, recomputed, _NONE, "")
     return max((d.by for d in found if d.by is not None and math.isfinite(d.by)), default=0.0)
 
 
@@ -120,6 +138,15 @@ def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_measured(recorded: object, recomputed: object, what: str) -> bool:
+    is_whole = isinstance(recorded, int) or isinstance(recomputed, int)
+    return not is_whole or what.rpartition(".")[2] in _COUNTS_OF_NOISE
+
+
+def _as_set(values: Sequence[Any]) -> set[str]:
+    return {repr(value) for value in values}
 
 
 def _presence(scores: object) -> str:
