@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from dicomguard.cli import compose
 from dicomguard.cli.compose import ConfigOption, JsonOption
-from dicomguard.cli.flight import named, removals
+from dicomguard.cli.flight import named, plain, removals
 from dicomguard.cli.output import console, print_json
+from dicomguard.errors import LedgerError
 
 if TYPE_CHECKING:  # imported by the command that needs it
     from dicomguard.config import Config
     from dicomguard.decision import Decision
+    from dicomguard.ledger import Ledger
 
+# The record of an export has a chain of its own: so the next export of the same decision gives the same bytes.
+_WRITER: Final = "evidence"
 _STATEMENT: Final = "enrolment.json"
 _TENSORS: Final = "enrolment.safetensors"
 
@@ -42,6 +48,8 @@ def evidence_export(
 ) -> None:
     """Write what a decision rested on into one file, for somebody without this node. The site key stays here.
 
+    Who did so, and which file came of it, is recorded as the event evidence_exported.
+
     Exit 1 when an instance was altered, or a row of the ledger is not as it was written; the file says which.
     """
     from dicomguard.screen import dossier, redrawn
@@ -49,23 +57,36 @@ def evidence_export(
 
     settings = compose.read_config(config)
     spool = compose.open_spool(settings, existing=True)
-    with compose.open_ledger(settings, "cli", existing=True) as ledger:
+    with compose.open_ledger(settings, _WRITER, existing=True) as ledger:
         decision = ledger.decision(named(decision_id, ledger))
         found = Locator(spool, ledger, removals(ledger)).locate(decision)
         excerpt = ledger.excerpt(decision.decision_id)
-    folder = spool.evidence(decision.decision_id)
-    shown = sorted(folder.glob("*.png")) if folder is not None else []
-    contents = dossier.Contents(
-        decision,
-        excerpt,
-        found,
-        tuple(redrawn.frame_seeds(compose.site_key(settings).for_purpose("noise"), decision.instances)),
-        compose.rules(settings).policy,
-        _enrolments_of(decision, settings),
-        {p.name: p.read_bytes() for p in shown if not (without_pictures and p.name.endswith(".saliency.png"))},
-        with_instances,
-    )
-    digest = dossier.write(out, contents)
+        folder = spool.evidence(decision.decision_id)
+        shown = sorted(folder.glob("*.png")) if folder is not None else []
+        contents = dossier.Contents(
+            decision,
+            excerpt,
+            found,
+            tuple(redrawn.frame_seeds(compose.site_key(settings).for_purpose("noise"), decision.instances)),
+            compose.rules(settings).policy,
+            _enrolments_of(decision, settings),
+            {p.name: p.read_bytes() for p in shown if not (without_pictures and p.name.endswith(".saliency.png"))},
+            with_instances,
+            has_hashed_ids=settings.patient_id == "hashed",
+        )
+        digest = dossier.write(out, contents)
+        located = sum(isinstance(one, Located) for one in found) if with_instances else 0
+        _record(
+            ledger,
+            decision,
+            out,
+            {
+                "with_instances": with_instances,
+                "instances": located,
+                "pictures": len(contents.pictures),
+                "sha256": digest,
+            },
+        )
     altered = [str(one.recorded.sop_instance_uid) for one in found if isinstance(one, Altered)]
     edited = [
         f"{row['table']} seq {row['seq']} of {row['writer']}" for row in excerpt["rows"] if not row["mac_is_right"]
@@ -74,7 +95,7 @@ def evidence_export(
         "decision_id": decision.decision_id,
         "file": str(out),
         "sha256": digest,
-        "instances": sum(isinstance(one, Located) for one in found) if with_instances else 0,
+        "instances": located,
         "of": len(found),
         "seeds": len(contents.seeds),
         "pictures": len(contents.pictures),
@@ -92,10 +113,30 @@ def evidence_export(
             soft_wrap=True,
         )
         for uid in altered:
-            console.print(f"ALARM: {uid} was altered since it was recorded.", markup=False, soft_wrap=True)
+            console.print(f"ALARM: {plain(uid)} was altered since it was recorded.", markup=False, soft_wrap=True)
         for row in edited:
-            console.print(f"ALARM: {row} is not as it was written; see 'dicomguard verify'.", markup=False)
+            console.print(f"ALARM: {plain(row)} is not as it was written; see 'dicomguard verify'.", markup=False)
     raise typer.Exit(1 if altered or edited else 0)
+
+
+def _record(ledger: Ledger, decision: Decision, out: Path, what: dict[str, Any]) -> None:
+    """Record who took what out. Raises LedgerError; then the file is gone again: nothing leaves unrecorded."""
+    from dicomguard.ledger import EXPORTED_EVENT
+
+    detail = {"decision_id": decision.decision_id, "actor": _actor(), **what}
+    try:
+        ledger.record_event(EXPORTED_EVENT, decision.study_instance_uid, detail)
+    except LedgerError:
+        out.unlink(missing_ok=True)
+        raise
+
+
+def _actor() -> str:
+    """The login name of whoever runs the command; in a container, where nobody may have one, the number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def _enrolments_of(decision: Decision, settings: Config) -> dict[str, bytes]:

@@ -116,11 +116,16 @@ def _show(result: Reproduction) -> None:
     style = {"agrees": "green", "gone": "cyan", "other model": "yellow"}.get(result.outcome, "bold red")
     extent = f"{result.recomputed} of {result.instances} instance(s) recomputed"
     distance = "" if result.largest_distance is None else f", largest distance {result.largest_distance:.2g}"
-    console.print(f"Decision {result.decision_id[:12]}: ", end="", markup=False)
+    console.print(f"Decision {plain(result.decision_id[:12])}: ", end="", markup=False)
     console.print(result.outcome.value, style=style, end="")
     console.print(f" ({extent}{distance})", markup=False)
     for line in (*result.problems, *map(str, result.differences), *result.notes):
-        console.print(f"  {line}", markup=False, soft_wrap=True)
+        console.print(f"  {plain(line)}", markup=False, soft_wrap=True)
+
+
+def plain(text: str) -> str:
+    """The text with whatever a terminal would obey as an escape: a file that was handed over may hold any words."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _from_node(
@@ -222,7 +227,7 @@ def _models(
 def _fingerprint(enrolment: Path) -> str:
     try:
         return str(json.loads((enrolment / _STATEMENT).read_bytes())["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{enrolment} holds no enrolment.", advice="Name the folder with enrolment.json.") from error
 
 

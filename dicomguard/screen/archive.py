@@ -12,7 +12,7 @@ import os
 import secrets
 import stat
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -24,6 +24,7 @@ FORMAT: Final = "dicomguard evidence 1"
 _NO_TIME: Final = (1980, 1, 1, 0, 0, 0)  # the earliest that the format knows: when it was packed says nothing
 _TEXT_MAX_BYTES: Final = 256 * 2**20
 _FILES_MAX: Final = 200_000
+_DEPTH_MAX: Final = 40  # what is written here is six deep; whatever walks through it later can rely on this
 _CHUNK_BYTES: Final = 2**20
 _ASK_AGAIN: Final = "Ask whoever sent it for another copy; compare its SHA-256 with what 'evidence export' printed."
 
@@ -128,11 +129,11 @@ class Archive:
         return sorted(self.manifest["files"])
 
     def json(self, name: str) -> Any:
-        """The JSON in a file. Raises EvidenceError."""
+        """The JSON in a file, nested as deeply as such a file can be. Raises EvidenceError."""
         try:
-            return json.loads(self._content(name))
-        except ValueError as error:
-            raise self._broken(name, "is no JSON") from error
+            return _parsed(self._content(name))
+        except (ValueError, RecursionError) as error:
+            raise self._broken(name, "is no JSON that can be read") from error
 
     def check(self) -> None:
         """Read every file once, against the manifest. Raises EvidenceError naming the first that is not as listed."""
@@ -145,10 +146,10 @@ class Archive:
 
     def _read_manifest(self) -> dict[str, Any]:
         try:
-            manifest = json.loads(self._raw(MANIFEST))
+            manifest = _parsed(self._raw(MANIFEST))
             form, files = manifest["format"], manifest["files"]
             is_sound = all(isinstance(f["sha256"], str) and isinstance(f["size_bytes"], int) for f in files.values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise self._broken(MANIFEST, "is missing or damaged") from error
         if form != FORMAT or not is_sound:
             raise EvidenceError(
@@ -214,3 +215,20 @@ class Archive:
 
     def _broken(self, name: str, what: str) -> EvidenceError:
         return EvidenceError(f"In {self.path}, {name[:80]!r} {what}.", advice=_ASK_AGAIN)
+
+
+def _parsed(content: bytes) -> Any:
+    """Raises ValueError, or RecursionError, for what no part of this package would have written."""
+    value = json.loads(content)
+    level = [value]
+    for _ in range(_DEPTH_MAX):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return value
+    raise ValueError("nested too deeply")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()

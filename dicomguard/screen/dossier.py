@@ -31,7 +31,8 @@ from dicomguard.screen.locate import Located, Lost, Whereabouts, check
 from dicomguard.screen.redrawn import FrameSeed
 from dicomguard.study import Uid
 
-_ENROLMENT_FILES: Final = frozenset({"enrolment.json", "enrolment.safetensors"})
+_STATEMENT: Final = "enrolment.json"
+_ENROLMENT_FILES: Final = frozenset({_STATEMENT, "enrolment.safetensors"})
 _HASHED_ID: Final = re.compile("[0-9a-f]{32}")
 _PLAIN_ID: Final = "patient_key: the site records the Patient ID itself"
 
@@ -72,7 +73,10 @@ the image itself, with whatever text was burned into it. Files in instances/ are
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What goes into the file. `models`, `pictures`: file name -> content. `excerpt`: of the ledger."""
+    """What goes into the file. `models`, `pictures`: file name -> content. `excerpt`: of the ledger.
+
+    `has_hashed_ids`: the site records a keyed hash of the Patient ID, not the ID itself.
+    """
 
     decision: Decision
     excerpt: Mapping[str, Any]
@@ -82,6 +86,7 @@ class Contents:
     models: Mapping[str, bytes]
     pictures: Mapping[str, bytes]
     with_instances: bool
+    has_hashed_ids: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,7 @@ def write(path: Path, contents: Contents) -> str:
     files: dict[str, bytes | Path] = {}
     withheld: list[str] = []
     decision, excerpt = contents.decision.to_json(), json.loads(json.dumps(contents.excerpt))
-    if not contents.with_instances and not _HASHED_ID.fullmatch(contents.decision.patient_key or "0" * 32):
+    if not contents.with_instances and _may_be_plain(contents.decision.patient_key, contents.has_hashed_ids):
         withheld.append(f"{_PLAIN_ID}; the MAC of the decision's row covers it")
         decision["patient_key"] = None
         for row in excerpt["rows"]:
@@ -141,7 +146,7 @@ def read(archive: Archive, folder: Path) -> Dossier:
         decision = _to_decision(archive.json("decision.json"))
         seeds = tuple(FrameSeed.from_json(entry) for entry in archive.json("seeds.json"))
         policy = Policy(**archive.json("model.json")["policy"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise EvidenceError(
             f"{archive.path} holds a decision that cannot be read ({type(error).__name__}).",
             advice="Use the version of dicomguard that wrote it; the manifest names it.",
@@ -170,8 +175,18 @@ def _unpack_models(archive: Archive, folder: Path) -> tuple[Path, ...]:
         if top == "model" and file in _ENROLMENT_FILES:
             target = unpacked.setdefault(group, folder / f"enrolment-{len(unpacked)}")
             target.mkdir(exist_ok=True)
+            if file == _STATEMENT:
+                archive.json(name)  # whoever loads it need not fear what it is made of
             archive.extract(name, target / file)
     return tuple(unpacked.values())
+
+
+def _may_be_plain(patient_key: str | None, has_hashed_ids: bool) -> bool:
+    """True unless the site hashes and what is recorded is such a hash: an ID may have the form of one."""
+    if patient_key is None:
+        return False
+    # A site that hashes now may have recorded this one before it did.
+    return not (has_hashed_ids and _HASHED_ID.fullmatch(patient_key))
 
 
 def _instance_name(number: int) -> str:

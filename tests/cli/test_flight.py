@@ -16,7 +16,8 @@ from pydicom import dcmread
 
 from dicomguard.cli import compose
 from dicomguard.deliver.retention import REMOVED_EVENT
-from dicomguard.errors import BundleError, ConfigError, NotFoundError
+from dicomguard.errors import BundleError, ConfigError, LedgerError, NotFoundError
+from dicomguard.ledger import EXPORTED_EVENT, Ledger
 from dicomguard.ledger.chain import subkey
 from dicomguard.ledger.tables import to_text
 from dicomguard.scoring import noise
@@ -429,6 +430,64 @@ def test_a_plain_patient_id_is_withheld(tmp_path, small):
         assert any("Patient ID" in line for line in archive.manifest["withheld"])
 
 
+def test_a_plain_patient_id_is_withheld_also_when_it_has_the_form_of_a_hash(tmp_path, small):
+    plain = "0123456789abcdef" * 2
+    desk = Desk(tmp_path, patient_id="plain", **section(small[0]))
+    desk.send(seed=1, PatientID=plain)
+    desk.screen()
+    (decision,) = decisions(desk)
+    assert decision.patient_key == plain
+    assert export(desk, decision, tmp_path / "bare.zip")[0] == 0
+    assert plain.encode() not in (tmp_path / "bare.zip").read_bytes()
+
+
+def test_what_was_recorded_in_plain_before_the_site_hashed_is_withheld(tmp_path, small):
+    desk = Desk(tmp_path, patient_id="plain", **section(small[0]))
+    send_patient(desk, 1)
+    desk.screen()
+    desk.configure(patient_id="hashed", **section(small[0]))
+    (decision,) = decisions(desk)
+    assert export(desk, decision, tmp_path / "bare.zip")[0] == 0
+    assert PATIENT[1].encode() not in (tmp_path / "bare.zip").read_bytes()
+
+
+def test_a_hashed_id_stays(exported, tmp_path):
+    desk, decision, _ = exported
+    assert export(desk, decision, tmp_path / "bare.zip")[0] == 0
+    with Archive(tmp_path / "bare.zip") as archive:
+        assert archive.json("decision.json")["patient_key"] == decision.patient_key is not None
+
+
+def test_an_export_is_recorded_with_who_and_what(node, tmp_path, monkeypatch):
+    decision = scored(node)
+    monkeypatch.setenv("LOGNAME", "dr-x")
+    _, _, (said,) = export(node, decision, tmp_path / "x.zip")
+    export(node, decision, tmp_path / "y.zip", "--with-instances")
+    with node.ledger() as ledger:
+        without, whole = ledger.events(EXPORTED_EVENT)
+        assert ledger.verify() == []
+    assert without.subject_uid == decision.study_instance_uid
+    assert without.detail == {
+        "decision_id": decision.decision_id,
+        "actor": "dr-x",
+        "with_instances": False,
+        "instances": 0,
+        "pictures": 0,
+        "sha256": said["sha256"],
+    }
+    assert (whole.detail["with_instances"], whole.detail["instances"]) == (True, 1)
+
+
+def test_no_file_leaves_that_cannot_be_recorded(node, tmp_path, monkeypatch):
+    def full(*_):
+        raise LedgerError("full")
+
+    monkeypatch.setattr(Ledger, "record_event", full)
+    with pytest.raises(LedgerError):
+        export(node, scored(node), tmp_path / "x.zip")
+    assert not (tmp_path / "x.zip").exists()
+
+
 def test_the_rows_can_be_checked_by_whoever_has_the_key(exported):
     desk, decision, out = exported
     with Archive(out) as archive:
@@ -540,6 +599,12 @@ def _with(name, content=b"x"):
         (_with("seeds.json", b'{"a": 1}'), {"mend": True}),
         (_with("model.json", b'{"policy": {"unknown": 1}}'), {"mend": True}),
         (_with("README.txt", b"another"), {}),
+        (_with("manifest.json", b"[" * 100_000), {}),
+        (_with("manifest.json", b'{"a":' * 100_000 + b"1" + b"}" * 100_000), {}),
+        (_with("decision.json", b"[" * 100_000 + b"]" * 100_000), {"mend": True}),
+        (_with("decision.json", b'{"a":' * 100 + b"1" + b"}" * 100), {"mend": True}),
+        (_with("seeds.json", b'[{"seed": "' + b"00" * 32 + b'", "frame": 1e999}]'), {"mend": True}),
+        (_with("model/x/enrolment.json", b"[" * 100_000 + b"]" * 100_000), {"mend": True}),
         (lambda files: files, {"compression": zipfile.ZIP_DEFLATED}),
     ],
 )
@@ -550,6 +615,24 @@ def test_a_file_that_was_tampered_with_is_refused(exported, small, tmp_path, cha
         from_file(desk, forged, "--bundle", str(small[0]))
     assert str(forged) in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["forged.zip"]
+
+
+def test_words_of_a_file_do_nothing_to_the_terminal(exported, small, tmp_path):
+    desk, _, out = exported
+    words = "\x1b]0;title\x07\x1b[2J\r\u202eAGREES\nall is well"
+
+    def change(files):
+        decision = json.loads(files["decision.json"])
+        for instance in decision["instances"]:
+            instance["bundle"] = instance["fingerprint"] = words
+        return {**files, "decision.json": json.dumps(decision).encode()}
+
+    forged = repack(out, tmp_path / "forged.zip", change, mend=True)
+    code, text, _ = desk.run("reproduce", "--from", str(forged), "--bundle", str(small[0]))
+    assert code == 3
+    assert r"\x1b]0;title\x07\x1b[2J\r\u202eAGREES\nall is well" in text
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert "\nall" not in text
 
 
 def test_a_file_that_was_cut_off_is_refused_wherever_that_was(exported, tmp_path):
