@@ -86,6 +86,12 @@ def enrol(
                 raise BundleError(
                     f"There is no readable DICOM image in {clean}.", advice="Give a folder of clean studies."
                 )
+            if gathered.left_out and not as_json:
+                console.print(
+                    f"{len(gathered.left_out)} image(s) are left out: palette colour, or nothing that a guard could see."
+                    " The node holds such images as unenrolled_range.",
+                    markup=False,
+                )
             stages: dict[str, float] = {}
 
             def advance(stage: str, share: float) -> None:

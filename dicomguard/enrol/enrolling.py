@@ -283,7 +283,7 @@ def _counted(outcomes: Sequence[tuple[Answer, Outcome]], distilled: int) -> Cert
     return CertifiedShare(
         distilled=distilled,
         certified=sum(outcome is Outcome.CERTIFIED for _, outcome in outcomes),
-        agreed=sum(outcome is not Outcome.DISAGREE for _, outcome in outcomes),
+        agreed=sum(outcome in (Outcome.CERTIFIED, Outcome.UNCERTIFIED) for _, outcome in outcomes),
         tested=len(outcomes),
         weakest=min((sum(found) / len(found) for found in by_answer.values()), default=0.0),
     )

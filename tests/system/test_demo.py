@@ -44,7 +44,7 @@ def test_its_decisions_hold_under_twenty_keys():
     for number in range(KEYS):
         key = SiteKey.fixed(f"key {number}").for_purpose("noise")
         uids = [str(s.dataset.SOPInstanceUID) for s in specimens]
-        seeds = [noise.seed(key, uid, 0, "0" * 64, scorer.fingerprint, "noise-check") for uid in uids]
+        seeds = [noise.seeds(key, uid, 0, "0" * 64, scorer.fingerprint) for uid in uids]
         for specimen, score in zip(specimens, scorer.score(batch, seeds), strict=True):
             held = judge_score(score, scorer.thresholds, Policy()).action == "quarantine"
             if held and specimen.truth == "clean":
