@@ -5,7 +5,7 @@ import json
 from datetime import timedelta
 
 from dicomguard.decision import Disposition
-from dicomguard.ledger import Ledger
+from dicomguard.ledger import EXPORTED_EVENT, Ledger
 from dicomguard.ledger.chain import subkey
 from dicomguard.ledger.tables import to_text
 from tests.ledger.conftest import KEY
@@ -63,3 +63,21 @@ def test_ids_come_in_order_by_time_and_number(ledger, make_decision):
     assert ledger.decision_ids(since=start + timedelta(hours=3)) == ids[-2:]
     assert ledger.decision_ids(since=start + timedelta(hours=2), limit=1) == ids[-1:]
     assert ledger.decision_ids(since=start + timedelta(days=1)) == []
+
+
+def test_who_else_was_given_it_is_not_in_it(ledger, make_decision):
+    decision = make_decision()
+    ledger.record_decisions([decision])
+    before = ledger.excerpt(decision.decision_id)
+    ledger.record_event(EXPORTED_EVENT, "1.2.1", {"decision_id": decision.decision_id, "actor": "dr"})
+    assert ledger.excerpt(decision.decision_id)["rows"] == before["rows"] != []
+
+
+def test_events_since_a_time(ledger):
+    for number in range(3):
+        ledger.record_event("alarm", "1.2", {"number": number})
+    ledger.record_event("other", "1.2", {})
+    second = ledger.events("alarm")[1].at
+    assert [event.detail["number"] for event in ledger.events("alarm", since=second)] == [1, 2]
+    assert [event.detail["number"] for event in ledger.events("alarm", limit=1, since=second)] == [2]
+    assert ledger.events("alarm", since=second + timedelta(days=1)) == []
