@@ -88,7 +88,7 @@ def enrol(
                 )
             if gathered.left_out and not as_json:
                 console.print(
-                    f"{len(gathered.left_out)} image(s) are left out: palette colour, or nothing that a guard could see."
+                    f"{len(gathered.left_out)} image(s) are left out: palette colour, or nothing for a guard to see."
                     " The node holds such images as unenrolled_range.",
                     markup=False,
                 )
