@@ -10,13 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-
-def clopper_pearson(hits: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a binomial share (Clopper, Pearson 1934)."""
-    tail = (1 - confidence) / 2
-    low = 0.0 if hits == 0 else float(stats.beta.ppf(tail, hits, count - hits + 1))
-    high = 1.0 if hits == count else float(stats.beta.ppf(1 - tail, hits + 1, count - hits))
-    return low, high
+from dicomguard.enrol.statement import clopper_pearson
 
 
 def beta_binomial_band(calibrated: int, alpha: float, tested: int, confidence: float = 0.95) -> tuple[int, int]:
@@ -29,13 +23,6 @@ def beta_binomial_band(calibrated: int, alpha: float, tested: int, confidence: f
     law = stats.betabinom(tested, k, calibrated + 1 - k)
     tail = (1 - confidence) / 2
     return int(law.ppf(tail)), int(law.ppf(1 - tail))
-
-
-def auroc(clean: Sequence[float] | NDArray[np.float64], attacked: Sequence[float] | NDArray[np.float64]) -> float:
-    """Probability that an attacked image scores above a clean one; ties count one half (Mann, Whitney 1947)."""
-    ranks = stats.rankdata(np.concatenate([np.asarray(clean), np.asarray(attacked)]))
-    n, m = len(clean), len(attacked)
-    return float((ranks[n:].sum() - m * (m + 1) / 2) / (n * m))
 
 
 def share(flags: Sequence[bool] | NDArray[np.bool_]) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dicomguard.lab.figures import auroc, beta_binomial_band, clopper_pearson, share, worded
+from dicomguard.enrol.selftest import auroc
+from dicomguard.enrol.statement import clopper_pearson
+from dicomguard.lab.figures import beta_binomial_band, share, worded
 
 
 @pytest.mark.parametrize(
