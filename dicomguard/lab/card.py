@@ -12,8 +12,14 @@ from dicomguard.lab.recipes import Recipe
 from dicomguard.scoring.enrolment import Enrolment
 
 
-def text(recipe: Recipe, folder: Path, enrolment: Enrolment, result: dict[str, Any]) -> str:
-    """Markdown for docs/README.md of the bundle; `result` as scripts/bench score writes it."""
+def write(recipe: Recipe, folder: Path, enrolment: Enrolment, result: dict[str, Any] | None = None) -> None:
+    """Write docs/README.md of the bundle; `result` as scripts/bench files writes it, None where it was not run yet."""
+    card = folder / "docs" / "README.md"
+    card.parent.mkdir(exist_ok=True)
+    card.write_text(_text(recipe, folder, enrolment, result))
+
+
+def _text(recipe: Recipe, folder: Path, enrolment: Enrolment, result: dict[str, Any] | None) -> str:
     training = _training(folder / "docs" / "training.json")
     lines = [
         f"# {recipe.name}",
@@ -37,29 +43,32 @@ def text(recipe: Recipe, folder: Path, enrolment: Enrolment, result: dict[str, A
         "",
         "## Test, measured on files",
         "",
-        (
+    ]
+    if result is None:
+        lines += [f"Not measured with this enrolment yet: `scripts/bench files {recipe.name}`."]
+    else:
+        lines += [
             f"`{result['command']}`, with the enrolment that is shipped. Flagged = would be quarantined. Attacks on "
             "correctly classified test images, at native resolution, rounded to stored bits; only files whose answer "
             "still differs count. More rules and certificates: docs/promises.md."
-        ),
-    ]
-    for report in result["reports"]:
-        lines += ["", f"### {report['bits']} stored bits", "", *_table(report)]
+        ]
+        for report in result["reports"]:
+            lines += ["", f"### {report['bits']} stored bits", "", *_table(report)]
     lines += ["", statement.page(enrolment).replace("\n## ", "\n### ").replace("# What", "## What", 1)]
     lines += [
         "",
         "## Limits",
         "",
         (
-            "- The check is statistical. It is not a proof, and an attacker who knows it and optimises through it "
-            "(expectation over the noise) can pass; no such attack is part of these figures."
+            "- The score is statistical, and an attacker who knows it and optimises through it (expectation over the "
+            "noise) can pass; no such attack is part of these figures. Proven is only what the guard certifies."
         ),
         "- Other attack families, adaptive attacks and other scanners were not measured here.",
         "- Test images come from the same source as the calibration ones. On another source expect lower accuracy",
         "  and more alarms: calibrate on the site.",
         (
-            "- An image that the classifier finds hard is flagged far more often than others (see the rows on "
-            "misclassified and least confident images)."
+            "- An image that the classifier finds hard is flagged far more often than others: a wrong answer most of "
+            "all."
         ),
         *(f"- {limit}" for limit in recipe.limits),
         "",

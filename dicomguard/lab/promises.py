@@ -140,7 +140,7 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
     given.results.mkdir(parents=True, exist_ok=True)
     (given.results / f"score-{recipe.name}.json").write_text(json.dumps(result, indent=1) + "\n")
     assert scorer.enrolment is not None
-    (folder / "docs" / "README.md").write_text(card.text(recipe, folder, scorer.enrolment, result))
+    card.write(recipe, folder, scorer.enrolment, result)
 
 
 def main(arguments: list[str] | None = None) -> int:

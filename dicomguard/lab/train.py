@@ -34,7 +34,7 @@ from dicomguard.enrol.cleanset import Clean, Gathered, Part, is_reference
 from dicomguard.enrol.enrolling import Wishes, enrol
 from dicomguard.enrol.selftest import auroc
 from dicomguard.errors import BundleError, DicomguardError
-from dicomguard.lab import finetune
+from dicomguard.lab import card, finetune
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.measure import Journal, to_evidence, to_row
 from dicomguard.lab.pictures import prepared
@@ -300,6 +300,7 @@ def train(recipe: Recipe, data: Path, out: Path, work: Path, console: Console) -
     (out / "docs" / "training.json").write_text(
         json.dumps({**found, "settings": asdict(recipe.settings)}, indent=2) + "\n"
     )
+    card.write(recipe, out, enrolled)
     console.print(Markdown(statement.page(enrolled)))
     return found
 
@@ -310,6 +311,7 @@ def enrol_only(
     """Enrol the bundle at `out` anew, its weights as they are, and with `keep_guard` its guard's."""
     with Progress(console=console, disable=not console.is_terminal) as progress:
         enrolled = Training(recipe, data, work, progress).enrol(out, keep_guard=keep_guard)
+    card.write(recipe, out, enrolled)
     console.print(Markdown(statement.page(enrolled)))
 
 
