@@ -48,11 +48,9 @@ def _text(recipe: Recipe, folder: Path, enrolment: Enrolment, result: dict[str, 
         lines += [f"Not measured with this enrolment yet: `scripts/bench files {recipe.name}`."]
     else:
         lines += [
-            (
-                f"`{result['command']}`, with the enrolment that is shipped. Flagged = would be quarantined. Attacks on "
-                "correctly classified test images, at native resolution, rounded to stored bits; only files whose answer "
-                "still differs count. More rules and certificates: docs/promises.md."
-            )
+            f"`{result['command']}`, with the enrolment that is shipped. Flagged = would be quarantined. Attacks on",
+            "correctly classified test images, at native resolution, rounded to stored bits; only files whose answer",
+            "still differs count. More rules and certificates: docs/promises.md.",
         ]
         for report in result["reports"]:
             lines += ["", f"### {report['bits']} stored bits", "", *_table(report)]
