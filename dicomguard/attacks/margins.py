@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dicomguard.errors import DicomguardError
+from dicomguard.scoring import head
 
 Margins = Callable[[Tensor, Tensor], Tensor]
 """`margins(pixels, which)` -> (n,), differentiable in `pixels`; negative where the answer has changed.
@@ -36,14 +37,8 @@ def from_log_odds(log_odds: Logits, pixels: Tensor, *, chunk: int = CHUNK) -> Ma
     Margin: the log-odds of the answer at `pixels` against the strongest other class, of the question where that is
     least, because one changed finding is a flip.
     """
-    kept = _answers(log_odds, pixels, chunk).argmax(-1, keepdim=True)
-
-    def margins(current: Tensor, which: Tensor) -> Tensor:
-        found, own = log_odds(current), kept[which]
-        others = found.scatter(-1, own, -torch.inf).amax(-1)
-        return (found.gather(-1, own)[..., 0] - others).amin(-1)
-
-    return margins
+    kept = head.answers(_answers(log_odds, pixels, chunk))
+    return lambda current, which: head.margins(log_odds(current), kept[which])
 
 
 def values(margins: Margins, pixels: Tensor, which: Tensor, *, chunk: int = CHUNK) -> Tensor:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydicom.dataset import Dataset
 
@@ -24,7 +23,7 @@ from dicomguard.lab.recipes import Case, batches
 from dicomguard.lab.stored import read
 from dicomguard.pixels.image import Image
 from dicomguard.scoring import noise
-from dicomguard.scoring.calibration import Evidence
+from dicomguard.scoring.calibration import Evidence, smallest_margin
 from dicomguard.scoring.guard import Vote
 from dicomguard.scoring.scorer import Scorer
 
@@ -148,6 +147,4 @@ def _is_seen(row: dict[str, Any]) -> bool:
 
 def margin_of(looked: Looked) -> float:
     """How far the answer is from another one."""
-    odds = looked.evidence.seen.clean
-    ordered = np.sort(odds, -1)
-    return float((ordered[..., -1] - ordered[..., -2]).min())
+    return smallest_margin(looked.evidence.seen)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage
 
-from dicomguard.phantom.header import IMPLEMENTATION, general, pixel_description, uid_for
+from dicomguard.phantom.header import file_meta, general, pixel_description, uid_for
 from dicomguard.phantom.tomograph import INTERCEPT
 
 # The usual lung window, in Hounsfield units.
@@ -56,11 +56,5 @@ def ct_header(name: str, label: str, geometry: Geometry, *, opacity: bool) -> Da
     dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = INTERCEPT, 1, "HU"
     dataset.WindowCenter, dataset.WindowWidth = WINDOW_CENTRE, WINDOW_WIDTH
     dataset.WindowCenterWidthExplanation = "LUNG"
-    meta = FileMetaDataset()
-    meta.FileMetaInformationVersion = b"\x00\x01"
-    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = IMPLEMENTATION
-    dataset.file_meta = meta
+    dataset.file_meta = file_meta(dataset)
     return dataset

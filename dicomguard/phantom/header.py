@@ -55,14 +55,19 @@ def chest_header(
     else:
         dataset.SOPClassUID = ComputedRadiographyImageStorage
         dataset.PatientOrientation = ["L", "F"]
+    dataset.file_meta = file_meta(dataset)
+    return dataset
+
+
+def file_meta(dataset: Dataset) -> FileMetaDataset:
+    """File meta information of an uncompressed instance with its class and UID set (PS3.10 7.1)."""
     meta = FileMetaDataset()
     meta.FileMetaInformationVersion = b"\x00\x01"
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID = IMPLEMENTATION
-    dataset.file_meta = meta
-    return dataset
+    return meta
 
 
 def general(dataset: Dataset, name: str, label: str, *, opacity: bool, instance: int) -> None:

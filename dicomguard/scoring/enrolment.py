@@ -25,7 +25,7 @@ from torch import Tensor
 from dicomguard.decision import Thresholds
 from dicomguard.errors import BundleError
 from dicomguard.scoring.calibration import Calibration, Unit
-from dicomguard.scoring.component import Finite, Positive
+from dicomguard.scoring.component import Positive
 from dicomguard.scoring.files import parse_named, read_pinned
 from dicomguard.scoring.guard import GuardSettings
 from dicomguard.scoring.study_test import STATISTIC as STUDY_STATISTIC
@@ -188,6 +188,3 @@ def write(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor])
         partial.write_bytes(content)
         os.replace(partial, folder / name)  # noqa: PTH105 - atomic, also over an enrolment that is there
     return statement
-
-
-__all__ = ["CleanSet", "Enrolled", "Enrolment", "Finite", "PaperMode", "read", "write"]

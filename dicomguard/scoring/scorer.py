@@ -396,6 +396,3 @@ def _device(name: str) -> torch.device:
 
 def _one_line(error: Any) -> str:
     return " ".join(str(error).split())[:300]
-
-
-__all__ = ["Answered", "Batch", "Scorer"]
