@@ -34,8 +34,7 @@ _log = logging.getLogger(__name__)
 _SALIENCY_WINDOW = 9  # pixels over which a gradient is averaged to be readable
 
 # Images or copies that go through the network at once. On a CPU their activations should stay in cache.
-_CANONICAL_CHUNK = 8
-_CPU_CHUNK = 16
+_CHUNK = 16
 _DEVICE_CHUNK = 512
 
 
@@ -63,8 +62,9 @@ class Answered:
 class Scorer:
     """A loaded bundle, with its enrolment where it has one.
 
-    Two paths lead through the network. The canonical one (float32, CPU, batches of one size) gives every answer and
-    decides whatever is close; the fast one (bfloat16 where the hardware has it, on `device`) is for the noisy copies.
+    Two paths lead through the network. The canonical one (float32, CPU) gives every answer and decides whatever is
+    close; the fast one (on a GPU, in bfloat16 where it has it) is for the noisy copies. Without a GPU there is one
+    path: bfloat16 on a CPU gains less than drawing again what is close costs (docs/scoring.md).
     """
 
     def __init__(self, bundle: Bundle, enrolled: Enrolled | None = None, *, device: str = "cpu") -> None:
@@ -80,8 +80,8 @@ class Scorer:
         self._planes = bundle.inference.input.planes
         given = bundle.inference.input.mean, bundle.inference.input.std
         self._canonical = Classifier(fused(bundle.network), *given).eval()
+        dtype = _path_dtype(self.device)
         self._fast = self._canonical
-        dtype = fast_dtype(self.device)
         if self.device.type != "cpu" or dtype is not torch.float32:
             self._fast = Classifier(fused(bundle.network), *given, dtype).eval().to(self.device)
         self.path = f"{str(dtype).removeprefix('torch.')} on {self.device.type}"
@@ -112,6 +112,11 @@ class Scorer:
             )
         return cls(bundle, found, device=device)
 
+    @property
+    def has_one_path(self) -> bool:
+        """True where the fast path is the canonical one: every score is exact."""
+        return self._fast is self._canonical
+
     def _enrol(self, enrolled: Enrolled) -> None:
         statement = enrolled.statement
         shape = (self.head.questions, self.head.classes)
@@ -140,7 +145,7 @@ class Scorer:
                     f"the enrolment of bundle {self.name} is calibrated for a {name} that it does not hold.",
                     advice="Enrol this bundle again.",
                 )
-        if statement.tolerance.path != self.path:
+        if statement.tolerance.path != self.path and not self.has_one_path:
             _log.warning(
                 "Bundle %s was enrolled on the path '%s', this is '%s': every score takes the canonical path, which is"
                 " slower. Enrol it again on this machine.",
@@ -211,7 +216,7 @@ class Scorer:
         """What the protected model says to prepared pixels, on the canonical path."""
         odds, features = [], []
         with torch.inference_mode():
-            for part in torch.split(pixels, _CANONICAL_CHUNK):
+            for part in torch.split(pixels, _CHUNK):
                 outputs, seen = self._canonical(part)
                 odds.append(self.head.log_odds(outputs))
                 features.append(seen)
@@ -250,14 +255,13 @@ class Scorer:
             return np.empty((len(pixels), len(draws), self.head.questions, self.head.classes))
         network = self._canonical if canonical else self._fast
         place = torch.device("cpu") if canonical else self.device
-        chunk = _CANONICAL_CHUNK if canonical else (_CPU_CHUNK if place.type == "cpu" else _DEVICE_CHUNK)
         return consistency.observe(
             lambda copies: self.head.log_odds(network(copies)[0]),
             pixels.to(place),
             [seed.noise_check for seed in seeds],
             self.noise,
             draws,
-            chunk=chunk,
+            chunk=_CHUNK if place.type == "cpu" else _DEVICE_CHUNK,
         )
 
     def _cascade(
@@ -304,8 +308,8 @@ class Scorer:
 
     def _is_close(self, statistic: float, calibration: Calibration, stage: int) -> bool:
         """True where rounding on the fast path might have turned the decision."""
-        if self._fast is self._canonical or not math.isfinite(statistic):
-            return self._fast is not self._canonical
+        if self.has_one_path or not math.isfinite(statistic):
+            return not self.has_one_path
         assert self.enrolment is not None
         bounds = (calibration.threshold, *calibration.exits[stage : stage + 1])
         return any(abs(statistic - bound) <= self.enrolment.tolerance.statistic for bound in bounds)
@@ -381,6 +385,11 @@ def _recorded(vote: Vote, guard: Guard) -> GuardVote:
         sigma=guard.settings.sigma,
         alpha=guard.settings.alpha,
     )
+
+
+def _path_dtype(device: torch.device) -> torch.dtype:
+    """What the fast path computes in."""
+    return torch.float32 if device.type == "cpu" else fast_dtype(device)
 
 
 def _device(name: str) -> torch.device:

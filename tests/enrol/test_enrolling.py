@@ -16,6 +16,7 @@ from dicomguard.enrol.enrolling import Wishes, enrol, plan, sigma_for
 from dicomguard.enrol.selftest import Forged
 from dicomguard.errors import BundleError
 from dicomguard.scoring import enrolment
+from dicomguard.scoring import scorer as module
 from dicomguard.scoring.consistency import NoiseSettings
 from dicomguard.scoring.guard import GuardSettings, looks_for
 from dicomguard.scoring.scorer import Scorer
@@ -79,6 +80,30 @@ def test_an_enrolment_is_complete_and_loads(bundle: Path, enrolled: tuple[Path, 
     assert scorer.feature_model is not None
     _, scores = scores_of(scorer, 6, first=900)
     assert all(score.is_finite and 0 < score.p_value <= 1 for score in scores)
+
+
+def test_without_a_gpu_every_score_is_exact(enrolled: tuple[Path, Any, Any]) -> None:
+    assert enrolled[1].tolerance == enrolment.Tolerance(statistic=0.0, path="float32 on cpu")
+
+
+def test_two_paths_are_compared_and_belong_together(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_path_dtype", lambda _device: torch.bfloat16)
+        scorer = Scorer.load(bundle)
+        assert not scorer.has_one_path
+        made = enrol(scorer, gather(scorer, COUNTS), "", QUICK, tmp_path, lambda *_: None)
+        assert made.tolerance.path == "bfloat16 on cpu"
+        assert made.tolerance.statistic > 0
+        assert not Scorer.load(bundle, tmp_path).has_one_path
+        # An enrolment of one path says nothing about another: the canonical one does all the work.
+        patched.setattr(module, "_path_dtype", lambda _device: torch.float16)
+        assert Scorer.load(bundle, tmp_path).has_one_path
+        assert "every score takes the canonical path" in caplog.text
+    caplog.clear()
+    assert Scorer.load(bundle, tmp_path).has_one_path
+    assert not caplog.text
 
 
 def test_the_self_test_is_on_record(enrolled: tuple[Path, Any, Any]) -> None:

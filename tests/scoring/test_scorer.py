@@ -46,13 +46,13 @@ def enrolled(enrolled_bundle: Path) -> Scorer:
 
 
 def on_one_path(scorer: Scorer) -> Scorer:
-    """With the canonical path alone, as on a processor without bfloat16."""
+    """With the canonical path alone, as without a GPU."""
     scorer._fast = scorer._canonical
     return scorer
 
 
 def on_two_paths(scorer: Scorer, bundle_dir: Path) -> Scorer:
-    """With a fast path in bfloat16, as on a processor that has it."""
+    """With a fast path in bfloat16, as on a GPU."""
     bundle = Bundle(bundle_dir)
     given_ = bundle.inference.input.mean, bundle.inference.input.std
     scorer._fast = Classifier(fused(bundle.network), *given_, torch.bfloat16).eval()
@@ -442,5 +442,4 @@ def test_a_softmax_over_one_label_is_refused(tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def _chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks that do not divide the batches of these tests."""
-    monkeypatch.setattr(module, "_CPU_CHUNK", 7)
-    monkeypatch.setattr(module, "_CANONICAL_CHUNK", 5)
+    monkeypatch.setattr(module, "_CHUNK", 5)
