@@ -49,6 +49,7 @@ _SETTINGS = finetune.Settings(
     epochs=6, variants=3, batch=32, rate=7e-4, zoom=0.04, rotation=4.0, gamma=0.1, gain=0.03, mirror=True
 )
 _KEY = b"study power"
+_REFERENCE = 3000  # bodies, two thirds of them for the reference distribution
 _CHUNK = 8  # pictures in one forward pass
 _ROWS = 16  # pictures scored at once: whole forward passes of the fixed shape
 
@@ -123,7 +124,11 @@ def body(part: str, number: int) -> Tomography:
 
 
 def phantom_rater(work: Path, tell: Progress) -> Rater:
-    """Fine-tune on slices of 450 bodies, calibrate on one slice of each of 600 others."""
+    """Fine-tune on slices of 450 bodies, calibrate on one slice of each of 3,000 others.
+
+    The reference is four times as large as the largest study: a surprise hardly rises above the log of its size, and
+    what a slice adds to its study is what its surprise has above the log of the study's size.
+    """
     folder = work / "phantom-ct"
     if not (folder / bundle.WEIGHTS).exists():
         pictures, labels = _phantom_examples(450)
@@ -132,9 +137,9 @@ def phantom_rater(work: Path, tell: Progress) -> Rater:
     path = work / "phantom-reference.json"
     if not path.exists():
         rng = np.random.default_rng(7)
-        where = rng.integers(0, SLICES, 600)
+        where = rng.integers(0, SLICES, _REFERENCE)
         shown = np.stack([picture(body("reference", n).stored(int(k))) for n, k in enumerate(where)])
-        _calibrate(path, rater, shown, [f"reference-{n}" for n in range(600)])
+        _calibrate(path, rater, shown, [f"reference-{n}" for n in range(_REFERENCE)])
         tell("phantom reference calibrated")
     return Rater(rater.scorer, Calibration.model_validate_json(path.read_text()))
 
@@ -238,9 +243,9 @@ def _calibrate(path: Path, rater: Rater, pictures: Pictures, names: Sequence[str
         for start in range(0, len(names), _ROWS)
         for evidence in rater.evidence(pictures[start : start + _ROWS], names[start : start + _ROWS])
     ]
-    third = len(found) // 3
+    cut = 2 * len(found) // 3
     plan = (found[0].seen.draws,)
-    fitted = calibration.fit(found[:third], found[third:], alpha=0.05, plan=plan, used=NOISE_COMPONENTS)
+    fitted = calibration.fit(found[:cut], found[cut:], alpha=0.05, plan=plan, used=NOISE_COMPONENTS)
     path.write_text(fitted.model_dump_json())
 
 
