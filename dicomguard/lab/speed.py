@@ -51,9 +51,9 @@ class Field:
         """One image at a time, the clean one and `draws` noisy copies in one pass of the network as trained."""
         ladder = self.scorer.noise.ladder()[:draws]
         with torch.inference_mode():
-            for pixels, seed in zip(self.batch.pixels, self.seeds, strict=True):
-                copies = noisy_copies(pixels, seed.noise_check, self.scorer.noise, ladder)
-                stack = torch.cat([pixels[None], copies]).expand(-1, self._mean.shape[1], -1, -1)
+            for pixels, seed in zip(self.batch.pixels.split(1), self.seeds, strict=True):
+                copies = noisy_copies(pixels, [seed.noise_check], self.scorer.noise, ladder)
+                stack = torch.cat([pixels, copies]).expand(-1, self._mean.shape[1], -1, -1)
                 self._eager((stack - self._mean) / self._std)
 
     def ours(self) -> None:

@@ -98,15 +98,15 @@ def curve(seen: Observation) -> NoiseCurve:
     )
 
 
-def noisy_copies(image: Tensor, seed: bytes, settings: NoiseSettings, draws: Sequence[Draw]) -> Tensor:
-    """Noisy copies of one image: (planes, H, W) -> (draws, planes, H, W).
+def noisy_copies(images: Tensor, seeds: Sequence[bytes], settings: NoiseSettings, draws: Sequence[Draw]) -> Tensor:
+    """Noisy copies of images (N, planes, H, W): (N x draws, planes, H, W), those of one image together.
 
-    A draw is a stream of the seed, so that it is the same whichever others are made beside it.
+    A draw is a stream of its image's seed, so that it is the same whichever others are made beside it.
     """
     streams = [level * settings.repeats + repeat for level, repeat in draws]
-    drawn = noise.uniform(seed, streams, tuple(image.shape), image.device)
-    strength = torch.tensor([settings.levels[level] for level, _ in draws], device=image.device)
-    return drawn.mul_(strength.view(-1, 1, 1, 1)).add_(image).clamp_(0, 1)
+    drawn = noise.uniform(seeds, streams, tuple(images.shape[1:]), images.device)
+    strength = torch.tensor([settings.levels[level] for level, _ in draws], device=images.device)
+    return drawn.mul_(strength.view(-1, 1, 1, 1)).add_(images.unsqueeze(1)).clamp_(0, 1).flatten(0, 1)
 
 
 def observe(
@@ -125,19 +125,17 @@ def observe(
     """
     if len(seeds) != len(batch):
         raise ValueError(f"{len(batch)} images need as many seeds, not {len(seeds)}")
-    pending: list[Tensor] = []
-    held = 0
     found: list[Tensor] = []
+    together = -(-chunk // len(draws))
     with torch.inference_mode():
-        for image, seed in zip(batch, seeds, strict=True):
-            pending.append(noisy_copies(image, seed, settings, draws))
-            held += len(draws)
-            if held >= chunk:
-                stack = torch.cat(pending)
-                whole = held - held % chunk
-                found += [log_odds(part) for part in torch.split(stack[:whole], chunk)]
-                pending, held = [stack[whole:]], held - whole
-        if held:
-            found.append(log_odds(torch.cat(pending)))
+        left = batch[:0]
+        for start in range(0, len(batch), together):
+            part = slice(start, start + together)
+            left = torch.cat([left, noisy_copies(batch[part], seeds[part], settings, draws)])
+            whole = len(left) - len(left) % chunk
+            found += [log_odds(copies) for copies in torch.split(left[:whole], chunk)] if whole else []
+            left = left[whole:]
+        if len(left):
+            found.append(log_odds(left))
     values = torch.cat(found).double().cpu().numpy()
     return values.reshape(len(batch), len(draws), *values.shape[1:])

@@ -7,9 +7,10 @@ come from an HMAC over what identifies the pixels, so that no two data sets shar
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,37 +104,47 @@ def _multiply(x: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     return middle >> 16, ((middle & 0xFFFF) << 16) | (part & 0xFFFF)
 
 
-def _uniform_torch(seed_bytes: bytes, streams: Sequence[int], count: int, device: torch.device) -> Tensor:
-    (k0, k1), (word2, word3) = _split(seed_bytes)
-    blocks = -(-count // 4)
-    a = torch.arange(blocks, device=device).expand(len(streams), -1)
-    b = torch.tensor(list(streams), device=device).unsqueeze(1).expand(-1, blocks)
-    c = torch.full_like(a, word2)
-    d = torch.full_like(a, word3)
+def _rounds(a: Tensor, b: Tensor, c: Tensor, d: Tensor, k0: Tensor, k1: Tensor) -> Tensor:
+    """Philox4x32-10 on words that broadcast to (rows, blocks), to uniform numbers (rows, blocks, 4) in [-1, 1)."""
     for _ in range(10):
         high0, low0 = _multiply(a, _MULTIPLIERS[0])
         high1, low1 = _multiply(c, _MULTIPLIERS[1])
         a, b, c, d = high1 ^ b ^ k0, low1, high0 ^ d ^ k1, low0
         k0 = (k0 + _WEYL[0]) & _LOW
         k1 = (k1 + _WEYL[1]) & _LOW
-    words = torch.stack([a, b, c, d], -1).reshape(len(streams), blocks * 4)[:, :count]
-    return (words >> 8).float() * 2.0**-23 - 1.0
+    return (torch.stack([a, b, c, d], -1) >> 8).float() * 2.0**-23 - 1.0
+
+
+@functools.cache
+def _fast_rounds() -> Callable[..., Tensor]:
+    """`_rounds` as one kernel: its hundred steps would each go through the card's memory."""
+    return torch.compile(_rounds, dynamic=True)
+
+
+def _uniform_torch(
+    seeds_bytes: Sequence[bytes], streams: Sequence[int], count: int, device: torch.device, *, compiled: bool = False
+) -> Tensor:
+    words = [(*key, *counter, stream) for key, counter in map(_split, seeds_bytes) for stream in streams]
+    k0, k1, c, d, b = torch.tensor(words, device=device).T.unsqueeze(-1)
+    a = torch.arange(-(-count // 4), device=device).expand(len(words), -1)
+    drawn = (_fast_rounds() if compiled else _rounds)(a, b, c, d, k0, k1)
+    return drawn.reshape(len(words), -1)[:, :count]
 
 
 def uniform(
-    seed_bytes: bytes, streams: Sequence[int], shape: tuple[int, ...], device: torch.device | str = "cpu"
+    seeds_bytes: Sequence[bytes], streams: Sequence[int], shape: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Uniform float32 in [-1, 1), shape (len(streams), *shape). Each stream is its own sequence of the seed.
+    """Uniform float32 in [-1, 1), shape (len(seeds_bytes), len(streams), *shape). Each stream is a sequence of its own.
 
     Bit for bit the same on every device: numpy on the CPU, where it is fastest, int64 tensors elsewhere.
     """
     count = int(np.prod(shape))
     device = torch.device(device)
     if device.type == "cpu":
-        drawn = torch.from_numpy(_uniform_numpy(seed_bytes, streams, count))
+        drawn = torch.from_numpy(np.stack([_uniform_numpy(seed, streams, count) for seed in seeds_bytes]))
     else:
-        drawn = _uniform_torch(seed_bytes, streams, count, device)
-    return drawn.reshape(len(streams), *shape)
+        drawn = _uniform_torch(seeds_bytes, streams, count, device, compiled=device.type == "cuda")
+    return drawn.reshape(len(seeds_bytes), len(streams), *shape)
 
 
 def normal(
@@ -145,7 +156,7 @@ def normal(
     """
     count = int(np.prod(shape))
     half = -(-count // 2)
-    drawn = uniform(seed_bytes, streams, (2, half), device)
+    (drawn,) = uniform([seed_bytes], streams, (2, half), device)
     # To [0, 1) first, which is exact; then off zero by half a step, so that the logarithm is finite: radii up to 5.9.
     # In one sum of 0.5 + 2**-25 float32 would lose the half step, and -1 would become infinity.
     radius = drawn[:, 0].add(1).mul_(0.5).add_(2.0**-25).log_().mul_(-2).sqrt_()

@@ -31,24 +31,27 @@ def test_philox_gives_the_known_answers(counter: tuple[int, ...], key: tuple[int
 
 @settings(deadline=None)
 @given(
-    st.binary(min_size=16, max_size=32), st.integers(1, 200), st.lists(st.integers(0, 2**31), min_size=1, max_size=3)
+    st.lists(st.binary(min_size=16, max_size=32), min_size=1, max_size=3),
+    st.integers(1, 200),
+    st.lists(st.integers(0, 2**31), min_size=1, max_size=3),
 )
-def test_both_implementations_draw_the_same_bits(seed: bytes, count: int, streams: list[int]) -> None:
-    fast = noise.uniform(seed, streams, (count,))
-    other = noise._uniform_torch(seed, streams, count, torch.device("cpu"))
-    assert torch.equal(fast, other)
+def test_both_implementations_draw_the_same_bits(seeds: list[bytes], count: int, streams: list[int]) -> None:
+    fast = noise.uniform(seeds, streams, (count,))
+    other = noise._uniform_torch(seeds, streams, count, torch.device("cpu"))
+    assert fast.shape == (len(seeds), len(streams), count)
+    assert torch.equal(fast.flatten(0, 1), other)
 
 
 def test_a_stream_does_not_depend_on_its_neighbours_or_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     seed = bytes(range(32))
-    together = noise.uniform(seed, [3, 7, 11], (2, 5, 5))
-    assert torch.equal(together[1], noise.uniform(seed, [7], (2, 5, 5))[0])
+    together = noise.uniform([bytes(32), seed], [3, 7, 11], (2, 5, 5))
+    assert torch.equal(together[1, 1], noise.uniform([seed], [7], (2, 5, 5))[0, 0])
     monkeypatch.setattr(noise, "_BLOCK", 3)
-    assert torch.equal(together, noise.uniform(seed, [3, 7, 11], (2, 5, 5)))
+    assert torch.equal(together, noise.uniform([bytes(32), seed], [3, 7, 11], (2, 5, 5)))
 
 
 def test_noise_is_uniform_on_the_half_open_interval() -> None:
-    drawn = noise.uniform(bytes(16), range(4), (100, 100)).double()
+    (drawn,) = noise.uniform([bytes(16)], range(4), (100, 100)).double()
     assert drawn.min() >= -1
     assert drawn.max() < 1
     assert abs(float(drawn.mean())) < 0.01
@@ -87,7 +90,7 @@ PINNED_NORMAL = [-0.5040024, -0.2521226, -1.3243625]
 
 def test_a_short_seed_is_refused() -> None:
     with pytest.raises(ValueError, match="16 bytes"):
-        noise.uniform(b"short", [0], (4,))
+        noise.uniform([b"short"], [0], (4,))
 
 
 # Normal numbers ------------------------------------------------------------------------------------------------------
@@ -122,7 +125,7 @@ def test_a_normal_number_depends_on_its_seed_stream_and_place_alone() -> None:
 @pytest.mark.parametrize("value", [-1.0, -1.0 + 2.0**-23, 0.0, 1.0 - 2.0**-23])
 def test_every_uniform_number_becomes_a_finite_normal_one(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     monkeypatch.setattr(
-        noise, "uniform", lambda _seed, streams, shape, _device: torch.full((len(streams), *shape), value)
+        noise, "uniform", lambda _seeds, streams, shape, _device: torch.full((1, len(streams), *shape), value)
     )
     drawn = noise.normal(bytes(32), range(3), (40,))  # as many as vector instructions and the rest of a loop need
     assert drawn.isfinite().all()

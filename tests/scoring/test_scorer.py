@@ -139,7 +139,7 @@ def test_the_numbers_are_those_of_the_definition(small_bundle: Path, batch: Batc
     with torch.inference_mode():
         logit = logit_of(scorer, image.pixels)
         sign = 1 if logit >= 0 else -1
-        drawn = noise.uniform(seed.noise_check, range(12), (1, 48, 48))
+        (drawn,) = noise.uniform([seed.noise_check], range(12), (1, 48, 48))
         for level, strength in enumerate((0.01, 0.03, 0.05)):
             noisy = [
                 sign * logit_of(scorer, (image.pixels + strength * drawn[4 * level + r]).clamp(0, 1)) for r in range(4)
@@ -157,7 +157,7 @@ def test_the_numbers_are_those_of_the_definition(small_bundle: Path, batch: Batc
 
 def test_noise_stays_within_its_level_and_the_unit_range(scorer: Scorer, batch: Batch) -> None:
     ladder = scorer.noise.ladder()
-    copies = noisy_copies(batch.pixels[0], bytes(32), scorer.noise, ladder)
+    copies = noisy_copies(batch.pixels[:1], [bytes(32)], scorer.noise, ladder)
     assert copies.shape == (12, 1, 48, 48)
     assert copies.min() >= 0
     assert copies.max() <= 1
@@ -168,8 +168,8 @@ def test_noise_stays_within_its_level_and_the_unit_range(scorer: Scorer, batch: 
 
 def test_a_draw_is_the_same_whichever_others_are_made_beside_it(scorer: Scorer, batch: Batch) -> None:
     ladder = scorer.noise.ladder()
-    whole = noisy_copies(batch.pixels[0], bytes(32), scorer.noise, ladder)
-    some = noisy_copies(batch.pixels[0], bytes(32), scorer.noise, ((2, 1), (0, 3)))
+    whole = noisy_copies(batch.pixels[:1], [bytes(32)], scorer.noise, ladder)
+    some = noisy_copies(batch.pixels[:1], [bytes(32)], scorer.noise, ((2, 1), (0, 3)))
     assert torch.equal(some[0], whole[ladder.index((2, 1))])
     assert torch.equal(some[1], whole[ladder.index((0, 3))])
 
@@ -262,7 +262,7 @@ def test_a_miniature_without_a_number_is_inconclusive(enrolled: Scorer) -> None:
 
 
 def test_a_network_that_breaks_after_loading_is_no_clean_image(enrolled: Scorer) -> None:
-    enrolled._canonical = copy.deepcopy(enrolled._canonical)
+    enrolled._canonical = enrolled._answering = copy.deepcopy(enrolled._canonical)
     with torch.no_grad():
         next(iter(enrolled._canonical.parameters())).fill_(math.nan)
     _, scores = scores_of(enrolled, 2)
@@ -283,6 +283,28 @@ def test_the_answer_never_comes_from_the_fast_path(enrolled_bundle: Path) -> Non
         assert np.array_equal(a.seen.clean, b.seen.clean)
         assert np.allclose(c.seen.noisy, b.seen.noisy, atol=1e-4)
         assert not np.array_equal(a.seen.noisy, b.seen.noisy)
+
+
+def test_a_card_answers_itself_except_where_it_is_close(enrolled_bundle: Path) -> None:
+    fast, exact = on_two_paths(Scorer.load(enrolled_bundle), enrolled_bundle), on_one_path(Scorer.load(enrolled_bundle))
+    fast._answering = copy.deepcopy(exact._canonical)
+    linear = [module for module in fast._answering.modules() if isinstance(module, torch.nn.Linear)]
+    with torch.inference_mode():
+        linear[-1].bias.add_(0.001)  # as if the card rounded that differently
+    batch = exact.prepare([gray_image(n) for n in range(8)])
+    truth = exact.answer(batch.pixels)
+    margins = np.abs(truth.log_odds[:, 0, 1] - truth.log_odds[:, 0, 0])
+    assert fast.enrolment is not None
+    floor = float(margins.max()) + 0.005
+    fitted = fast.enrolment.calibration.model_copy(update={"margin_floor": floor})
+    fast.enrolment = fast.enrolment.model_copy(update={"calibration": fitted})
+    seen, _ = fast.look(batch, small_seeds(8), ((0, 0),))
+    changed = [np.abs(one.seen.clean - odds).max() > 5e-4 for one, odds in zip(seen, truth.log_odds, strict=True)]
+    expected = (margins > 0.011) & (np.abs(margins - floor) > 0.011)
+    assert 0 < sum(expected) < 8
+    assert changed == expected.tolist()
+    canonical, _ = fast.look(batch, small_seeds(8), ((0, 0),), canonical=True)
+    assert all(np.array_equal(one.seen.clean, odds) for one, odds in zip(canonical, truth.log_odds, strict=True))
 
 
 def test_what_is_close_is_drawn_again_exactly(enrolled_bundle: Path) -> None:
