@@ -97,6 +97,11 @@ def _bundle(results: Path, name: str) -> Iterator[str]:
         else:
             yield f"*{kind}: not measured yet (`scripts/bench {'files' if kind == 'score' else kind} {name}`).*"
             yield ""
+    card = results / f"speed-{name}-cuda.json"
+    if card.exists():
+        found = json.loads(card.read_text())
+        yield f"`{found['command']}`: {_throughput(found['throughput'])}"
+        yield ""
 
 
 def _files(result: dict[str, Any]) -> Iterator[str]:
@@ -253,6 +258,7 @@ def _speed(result: dict[str, Any]) -> Iterator[str]:
     ratio = result["times_as_fast_per_pass"]
     yield f"| one pass, 16 images at once | | {ratio['median']:.1f} times ({ratio['low']:.1f}-{ratio['high']:.1f}) |"
     yield ""
+    yield _throughput(result["throughput"])
     if "guard" in result:
         guard = result["guard"]
         yield f"The guard at eps {guard['eps']:g}: {guard['mean_s']:.3f} s an image, p95 {guard['p95_s']:.3f} s."
@@ -261,6 +267,15 @@ def _speed(result: dict[str, Any]) -> Iterator[str]:
         f" {result['study_of_300_s']:.0f} s for a study of 300."
     )
     yield ""
+
+
+def _throughput(found: dict[str, Any]) -> str:
+    ratio = found["of_plain_forward"]
+    where = f", {found['card']}, {found['of_bf16_peak']:.0%} of its bfloat16 peak" if "card" in found else ""
+    return (
+        f"A look with {found['passes']} passes, guard apart: {found['images_per_second']:.1f} images a second,"
+        f" {ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f}) of what the passes alone reach{where}."
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
 
 from dicomguard.lab import command
 from dicomguard.lab.datasets import Split
@@ -32,14 +33,15 @@ from dicomguard.scoring.noise import Seeds
 from dicomguard.scoring.scorer import Batch, Scorer
 
 _KEY = b"speed"
+_CARD_IMAGES = 512  # enough to fill a card
 
 
 class Field:
     """Clean test images of one bundle, and the ways to check them."""
 
-    def __init__(self, folder: Path, images: Sequence[Image]) -> None:
+    def __init__(self, folder: Path, images: Sequence[Image], device: str = "cpu") -> None:
         bundle = Bundle(folder)
-        self.scorer = Scorer.load(folder)
+        self.scorer = Scorer.load(folder, device=device)
         self._eager = bundle.network.eval()
         self._mean = torch.tensor(bundle.inference.input.mean).view(1, -1, 1, 1)
         self._std = torch.tensor(bundle.inference.input.std).view(1, -1, 1, 1)
@@ -51,7 +53,7 @@ class Field:
         """One image at a time, the clean one and `draws` noisy copies in one pass of the network as trained."""
         ladder = self.scorer.noise.ladder()[:draws]
         with torch.inference_mode():
-            for pixels, seed in zip(self.batch.pixels.split(1), self.seeds, strict=True):
+            for pixels, seed in zip(torch.split(self.batch.pixels, 1), self.seeds, strict=True):
                 copies = noisy_copies(pixels, [seed.noise_check], self.scorer.noise, ladder)
                 stack = torch.cat([pixels, copies]).expand(-1, self._mean.shape[1], -1, -1)
                 self._eager((stack - self._mean) / self._std)
@@ -72,6 +74,44 @@ class Field:
     def forward_ours(self, copies: torch.Tensor) -> None:
         """One pass on the fast path."""
         self.scorer.quick_log_odds(copies)
+
+    def throughput(self, rounds: int) -> dict[str, Any]:
+        """The whole look at many images, guard apart, beside nothing but the same number of forward passes."""
+        on_card = self.scorer.device.type == "cuda"
+        count = _CARD_IMAGES if on_card else len(self.batch)
+        pixels = self.batch.pixels[torch.arange(count) % len(self.batch)]
+        seeds = [self.seeds[i % len(self.seeds)] for i in range(count)]
+        draws = self.scorer.noise.ladder(2)
+        passes = 1 + len(draws)
+        copies = pixels.to(self.scorer.device).repeat(passes, 1, 1, 1)
+        model, guard = self.scorer.feature_model, self.scorer.guard
+        self.scorer.feature_model = self.scorer.guard = None
+        try:
+            taken = side_by_side(
+                {
+                    "look": lambda: self.scorer.look(Batch(pixels), seeds, draws),
+                    "forward": lambda: [self.scorer.quick_log_odds(part) for part in torch.split(copies, 512)],
+                },
+                rounds,
+            )
+        finally:
+            self.scorer.feature_model, self.scorer.guard = model, guard
+        rate = count / statistics.median(taken["look"])
+        found = {
+            "images_per_second": rate,
+            "passes": passes,
+            "of_plain_forward": _ratio(taken["forward"], taken["look"]),
+        }
+        if on_card:
+            used = rate * passes * self._operations()
+            found |= {"card": torch.cuda.get_device_name(), "of_bf16_peak": used / _peak(self.scorer.device)}
+        return found
+
+    def _operations(self) -> int:
+        """Floating-point operations of one pass, two for each multiplication with addition."""
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            self.scorer.log_odds(self.batch.pixels[:1])
+        return int(counter.get_total_flops())
 
     def guard(self) -> list[float]:
         """Seconds of the guard for each image."""
@@ -95,6 +135,20 @@ class Field:
         return time.perf_counter() - started
 
 
+def _peak(device: torch.device) -> float:
+    """bfloat16 operations a second of a large matrix product, the most that this card does in practice."""
+    side = 8192
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    taken = []
+    for _ in range(5):
+        torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        a @ b
+        torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - started)
+    return 2 * side**3 / min(taken)
+
+
 def side_by_side(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each way, in turns, after one round to warm up."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
@@ -107,9 +161,9 @@ def side_by_side(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str
     return taken
 
 
-def measure(folder: Path, images: Sequence[Image], rounds: int) -> dict[str, Any]:
+def measure(folder: Path, images: Sequence[Image], rounds: int, device: str = "cpu") -> dict[str, Any]:
     """All figures, as they are written."""
-    field = Field(folder, images)
+    field = Field(folder, images, device)
     check = side_by_side(
         {"ours": field.ours, "eager 41": lambda: field.eager(40), "eager 9": lambda: field.eager(8)}, rounds
     )
@@ -129,6 +183,7 @@ def measure(folder: Path, images: Sequence[Image], rounds: int) -> dict[str, Any
         "times_as_fast_as_41": _ratio(check["eager 41"], check["ours"]),
         "times_as_fast_as_9": _ratio(check["eager 9"], check["ours"]),
         "times_as_fast_per_pass": _ratio(forward["eager"], forward["ours"]),
+        "throughput": field.throughput(rounds),
         "mean_passes": float(np.mean([score.passes for score in scores])),
     }
     if field.scorer.guard is not None:
@@ -161,10 +216,14 @@ def _processor() -> str:
 def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Console) -> None:
     """Time everything on the first test images of a recipe, and write the results."""
     cases = recipe.cases(given.data, Split.TEST)[: given.images]
-    found = measure(folder, [case.image(recipe.bits[-1]) for case in cases], given.rounds)
+    found = measure(folder, [case.image(recipe.bits[-1]) for case in cases], given.rounds, given.device)
     found["command"] = f"scripts/bench speed {recipe.name}"
+    name = f"speed-{recipe.name}"
+    if given.device != "cpu":
+        found["command"] += f" --device {given.device}"
+        name += f"-{given.device.replace(':', '')}"
     given.results.mkdir(parents=True, exist_ok=True)
-    (given.results / f"speed-{recipe.name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    (given.results / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
     console.print_json(data=found)
 
 
@@ -173,6 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = command.parser("speed", "Time the checks side by side.")
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; the bundle must be enrolled on it")
     return command.execute(run, parser.parse_args(arguments))
 
 

@@ -112,7 +112,10 @@ def test_from_files_to_the_page(recipe: Recipe, folder: Path, tmp_path: Path, mo
     images = [case.image(12) for case in recipe.cases(tmp_path, Split.TEST)]
     timed = speed.measure(folder, images, rounds=1)
     (tmp_path / "results" / "speed-small.json").write_text(json.dumps(timed | {"command": "scripts/bench speed small"}))
+    timed["throughput"] |= {"card": "a card", "of_bf16_peak": 0.31}
+    (tmp_path / "results" / "speed-small-cuda.json").write_text(json.dumps(timed | {"command": "on a card"}))
     page = promises_page.page(tmp_path / "results", ["small", "absent"])
+    assert "a card, 31% of its bfloat16 peak" in page
     assert "PGD 0.016" in page
     assert "falsifications: **0**" in page
     assert "eager float32 passes" in page
