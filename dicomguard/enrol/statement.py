@@ -39,9 +39,8 @@ def hold_rate(share: CertifiedShare, images: int) -> float:
 
 def promised(enrolment: Enrolment) -> list[tuple[int, int]]:
     """Sizes of studies with a promise, from smallest to largest; one image has that of the image threshold."""
-    bands = () if enrolment.studies is None else enrolment.studies.bands
-    found = [(band.low, min(band.high, band.largest)) for band in bands if band.threshold is not None]
-    return [(1, 1), *(span for span in found if span[0] > 1)]
+    spans = () if enrolment.studies is None else enrolment.studies.promised()
+    return [(1, 1), *(span for span in spans if span[0] > 1)]
 
 
 def page(enrolment: Enrolment) -> str:

@@ -64,11 +64,6 @@ class Acceptors:
         """The port that is listened on."""
         return int(self._listener.getsockname()[1])
 
-    @property
-    def pids(self) -> list[int]:
-        """The acceptors' process IDs."""
-        return [process.pid for process in self._processes]
-
     def start(self) -> None:
         """Start the acceptors and wait until they accept. Raises SpoolError when they do not come up."""
         self._processes = [self._spawn(row) for row in range(self._count)]

@@ -215,16 +215,9 @@ class StudyCalibration(BaseModel):
         edges = None if band is None else (band.low, band.high)
         return StudyJudgement(found, threshold, p_value, edges, has_promise, flagged, suspects)
 
-    def promise_up_to(self) -> int:
-        """The largest number of images up to which every study has a promise; 0 where single images have none."""
-        reached = 0
-        for band in self.bands:
-            if band.threshold is None or band.low != reached + 1:
-                break
-            reached = min(band.high, band.largest)
-            if reached < band.high:
-                break
-        return reached
+    def promised(self) -> tuple[tuple[int, int], ...]:
+        """The spans of sizes, smallest and largest number of images, in which every study has a promise."""
+        return tuple((band.low, min(band.high, band.largest)) for band in self.bands if band.threshold is not None)
 
 
 def _band(low: int, high: int, studies: Sequence[Surprises], alpha: float) -> Band:

@@ -19,11 +19,6 @@ class Outcome(StrEnum):
     DIFFERS = "differs"
     ALTERED = "altered"
 
-    @property
-    def is_wrong(self) -> bool:
-        """True when somebody must look."""
-        return self in {Outcome.MISSING, Outcome.DIFFERS, Outcome.ALTERED}
-
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:

@@ -74,7 +74,7 @@ def test_an_enrolment_is_complete_and_loads(bundle: Path, enrolled: tuple[Path, 
     assert made.calibration.images == (20, 12)
     assert [len(stage.draws) for stage in made.calibration.stages] == [2, 6]
     assert made.studies is not None
-    assert made.studies.promise_up_to() == 1
+    assert made.studies.promised() == ((1, 1),)
     assert len(made.paper.theta) == 3
     assert scorer.guard is not None
     assert scorer.feature_model is not None

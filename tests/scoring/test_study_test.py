@@ -105,11 +105,11 @@ def test_the_promise_ends_with_the_largest_calibrated_study(calibrated: StudyCal
     assert calibrated.judge(np.full(100, 0.5)).has_promise
     assert not calibrated.judge(np.full(101, 0.5)).has_promise
     # Studies of 11 to 20 images were none among the clean ones.
-    assert calibrated.promise_up_to() == 10
-    assert StudyCalibration.fit(many(3, {1: 5, 10: 40}), alpha=0.05).promise_up_to() == 0
-    assert StudyCalibration.fit(many(3, {1: 40}), alpha=0.05).promise_up_to() == 1
+    assert calibrated.promised() == ((1, 1), (2, 10), (21, 100))
+    assert StudyCalibration.fit(many(3, {1: 5, 10: 40}), alpha=0.05).promised() == ((2, 10),)
+    assert StudyCalibration.fit(many(3, {1: 40}), alpha=0.05).promised() == ((1, 1),)
     full = StudyCalibration.fit(many(3, {1: 40, 20: 40, 150: 40}), alpha=0.05)
-    assert full.promise_up_to() == 150
+    assert full.promised() == ((1, 1), (2, 20), (21, 150))
 
 
 def test_a_study_beyond_every_band_is_judged_without_a_promise(calibrated: StudyCalibration) -> None:
@@ -157,7 +157,7 @@ def test_infinitely_surprising_clean_studies_raise_the_threshold_and_never_becom
     assert one.judge([4.1]).p_value == pytest.approx(2 / 40)
     three = StudyCalibration.fit([*studies, *[[math.inf]] * 3], alpha=0.05)
     assert three.bands[0].threshold is None
-    assert three.promise_up_to() == 0
+    assert three.promised() == ()
 
 
 @pytest.mark.parametrize(("alpha", "needed"), [(0.05, 19), (0.01, 99), (0.1, 9), (0.5, 1)])
