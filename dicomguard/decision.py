@@ -45,6 +45,7 @@ class Reason(StrEnum):
 
     SCORE_OVER_THRESHOLD = "score_over_threshold"
     STUDY_OVER_THRESHOLD = "study_over_threshold"
+    UNKNOWN_STUDY_SIZE = "unknown_study_size"
     LOW_MARGIN = "low_margin"
     NOT_CERTIFIED = "not_certified"
     UNENROLLED_RANGE = "unenrolled_range"
@@ -159,6 +160,7 @@ class Policy:
     inconclusive: Action = "quarantine"
     failed: Action = "quarantine"
     overdue: Action = "quarantine"
+    unknown_size: Action = "quarantine"
     certificate: Literal["record", "require"] = "record"
 
 
@@ -185,7 +187,8 @@ class StudyRuling:
     """What the scores of all frames of a study under one bundle say together; see `scoring.study_test`.
 
     `suspects`: the numbers of the frames that make it suspicious, in the order of instances and frames. Without a
-    promise too few clean studies of this size were enrolled, and the threshold is extrapolated.
+    promise too few clean studies of this size were enrolled, and the threshold is extrapolated; where `is_beyond`, so
+    far that a frame which is no suspect has not been shown to be clean.
     """
 
     images: int
@@ -193,6 +196,7 @@ class StudyRuling:
     threshold: float | None
     p_value: float
     has_promise: bool
+    is_beyond: bool
     is_flagged: bool
     suspects: frozenset[int]
 
@@ -207,6 +211,7 @@ class StudyRuling:
             "threshold": self.threshold,
             "p_value": self.p_value,
             "has_promise": self.has_promise,
+            "beyond": self.is_beyond,
             "flagged": self.is_flagged,
             "first": first,
             "suspects": sorted(n for n in range(first, first + frames) if n in self.suspects),
@@ -231,25 +236,34 @@ def judge_score(
     An image with a range that was never enrolled is INCONCLUSIVE, alone and in a study: a header may have blanked it.
 
     Where the frames of a study are judged together (`ruling`, in which this frame is number `index`), that decides: of
-    300 clean images some are over a threshold that was made for one.
+    300 clean images some are over a threshold that was made for one. Where the study is beyond what the clean ones can
+    show, all its frames but the suspects are INCONCLUSIVE, flagged or not: others may have been sent to hide them.
     """
+    is_unproven = policy.certificate == "require" and score.assurance != "proven"
     # Before the numbers: a guard that was not asked leaves no finite score, and this says why.
     if score.guard is not None and score.guard.outcome == "UNENROLLED":
-        if policy.certificate == "require":
-            return Judgement(Verdict.INCONCLUSIVE, (Reason.UNENROLLED_RANGE, Reason.NOT_CERTIFIED), "quarantine")
-        return Judgement(Verdict.INCONCLUSIVE, (Reason.UNENROLLED_RANGE,), policy.failed)
+        return _inconclusive(Reason.UNENROLLED_RANGE, policy.failed, is_unproven=is_unproven)
     if not score.is_finite:
         return Judgement(Verdict.INCONCLUSIVE, (Reason.NOT_A_NUMBER,), policy.failed)
     if ruling is not None:
         if ruling.is_flagged and index in ruling.suspects:
             return Judgement(Verdict.SUSPECT, (Reason.STUDY_OVER_THRESHOLD,), "quarantine")
+        if ruling.is_beyond:
+            return _inconclusive(Reason.UNKNOWN_STUDY_SIZE, policy.unknown_size, is_unproven=is_unproven)
     elif score.statistic > thresholds.statistic:
         return Judgement(Verdict.SUSPECT, (Reason.SCORE_OVER_THRESHOLD,), "quarantine")
     elif score.margin < thresholds.margin_floor:
         return Judgement(Verdict.INCONCLUSIVE, (Reason.LOW_MARGIN,), policy.inconclusive)
-    if policy.certificate == "require" and score.assurance != "proven":
+    if is_unproven:
         return Judgement(Verdict.INCONCLUSIVE, (Reason.NOT_CERTIFIED,), "quarantine")
     return Judgement(Verdict.CLEAN, (), "forward")
+
+
+def _inconclusive(reason: Reason, action: Action, *, is_unproven: bool) -> Judgement:
+    """A lenient line of the policy lets nothing through that `certificate: require` holds."""
+    if is_unproven:
+        return Judgement(Verdict.INCONCLUSIVE, (reason, Reason.NOT_CERTIFIED), "quarantine")
+    return Judgement(Verdict.INCONCLUSIVE, (reason,), action)
 
 
 def judge_fault(fault: Fault, policy: Policy) -> Judgement:

@@ -77,18 +77,19 @@ def test_nan_in_a_drop_never_passes_as_clean(drops):
 
 @pytest.mark.parametrize("reason", [r for r in Reason if r not in ALWAYS_HELD])
 def test_every_fault_follows_the_policy_that_is_for_it(reason):
+    assert Policy().unknown_size == "quarantine"
     lines = {Reason.NON_IMAGE: "unscorable", Reason.UNMATCHED: "unmatched", Reason.OVERDUE: "overdue"}
     line = lines.get(reason, "failed")
     for action in ("forward", "quarantine"):
         others = "quarantine" if action == "forward" else "forward"
-        policy = replace(Policy(others, others, others, others, others), **{line: action})
+        policy = replace(Policy(*[others] * 6), **{line: action})
         assert judge(Fault(reason), THRESHOLDS, policy).action == action
         assert judge(Fault(reason), THRESHOLDS, policy).verdict is not Verdict.CLEAN
 
 
 @pytest.mark.parametrize("reason", sorted(ALWAYS_HELD))
 def test_faults_of_the_transfer_are_held_whatever_policy_and_mode_say(reason):
-    anything = Policy("forward", "forward", "forward", "forward", "forward")
+    anything = Policy(*["forward"] * 6)
     judgement = judge(Fault(reason), THRESHOLDS, anything)
     assert judgement.action == "quarantine"
     assert instance(action="quarantine", mode="shadow", reasons=[reason]).holds
@@ -108,9 +109,10 @@ def test_an_instance_takes_its_worst_frame():
 # Of a study as a whole ------------------------------------------------------------------------------------------------
 
 
-def ruling(*suspects, is_flagged=None, images=4):
+def ruling(*suspects, is_flagged=None, is_beyond=False, images=4):
     flagged = bool(suspects) if is_flagged is None else is_flagged
-    return StudyRuling(images, 5.0, 4.0, 0.01 if flagged else 0.5, True, flagged, frozenset(suspects))
+    p_value = 0.01 if flagged else 0.5
+    return StudyRuling(images, 5.0, 4.0, p_value, not is_beyond, is_beyond, flagged, frozenset(suspects))
 
 
 def test_only_the_suspects_of_a_flagged_study_hold():
@@ -135,8 +137,44 @@ def test_a_study_that_is_not_flagged_has_no_suspects_even_if_some_are_named():
     assert judge_score(CLEAN, THRESHOLDS, POLICY, ruling=ruling(0, is_flagged=False)).verdict is Verdict.CLEAN
 
 
+@pytest.mark.parametrize("action", ["forward", "quarantine"])
+@pytest.mark.parametrize("suspects", [(), (3,)], ids=["not-flagged", "others-flagged"])
+def test_nothing_in_a_study_of_unknown_size_is_clean(suspects, action):
+    policy = replace(POLICY, unknown_size=action)
+    found = judge(Scored((CLEAN, CLEAN)), THRESHOLDS, policy, ruling=ruling(*suspects, is_beyond=True))
+    assert (found.verdict, found.reasons) == (Verdict.INCONCLUSIVE, (Reason.UNKNOWN_STUDY_SIZE,))
+    assert found.action == action
+
+
+def test_a_suspect_is_one_whatever_the_size():
+    lenient = Policy(*["forward"] * 6)
+    found = judge_score(CLEAN, THRESHOLDS, lenient, ruling=ruling(1, is_beyond=True), index=1)
+    assert (found.verdict, found.reasons) == (Verdict.SUSPECT, (Reason.STUDY_OVER_THRESHOLD,))
+    assert found.action == "quarantine"
+
+
+def test_a_study_of_unknown_size_is_forwarded_in_shadow_and_recorded_all_the_same():
+    found = judge_score(CLEAN, THRESHOLDS, POLICY, ruling=ruling(is_beyond=True))
+    one = instance(mode="shadow", verdict=found.verdict, action=found.action, reasons=found.reasons)
+    assert decide_study([one], is_held=False) == (
+        Disposition.FORWARD,
+        Verdict.INCONCLUSIVE,
+        (Reason.UNKNOWN_STUDY_SIZE,),
+    )
+
+
+def test_a_required_certificate_is_asked_for_in_a_study_of_unknown_size_too():
+    policy = replace(REQUIRE, unknown_size="forward")
+    found = judge_score(CLEAN, THRESHOLDS, policy, ruling=ruling(is_beyond=True))
+    assert found.reasons == (Reason.UNKNOWN_STUDY_SIZE, Reason.NOT_CERTIFIED)
+    assert found.action == "quarantine"
+    # A certificate is about one image and a small budget: it does not say that the others are not there to hide it.
+    proven = judge_score(voted("CERTIFIED"), THRESHOLDS, policy, ruling=ruling(is_beyond=True))
+    assert (proven.reasons, proven.action) == ((Reason.UNKNOWN_STUDY_SIZE,), "forward")
+
+
 def test_a_number_that_is_none_does_not_pass_in_any_study():
-    for found in (ruling(), ruling(0), ruling(3)):
+    for found in (ruling(), ruling(0), ruling(3), ruling(is_beyond=True)):
         judgement = judge_score(score(statistic=math.nan), THRESHOLDS, POLICY, ruling=found)
         assert (judgement.verdict, judgement.reasons) == (Verdict.INCONCLUSIVE, (Reason.NOT_A_NUMBER,))
         assert judgement.action == "quarantine"
@@ -151,6 +189,7 @@ def test_a_ruling_is_json_ready():
         "threshold": 4.0,
         "p_value": 0.01,
         "has_promise": True,
+        "beyond": False,
         "flagged": True,
         "first": 1,
         "suspects": [1],
@@ -195,7 +234,7 @@ def test_a_certificate_does_not_excuse_a_score():
 
 
 def test_what_a_missing_certificate_holds_is_held_whatever_the_other_lines_say():
-    lenient = Policy("forward", "forward", "forward", "forward", "forward", certificate="require")
+    lenient = Policy(*["forward"] * 6, certificate="require")
     assert judge_score(voted("DISAGREE"), THRESHOLDS, lenient).action == "quarantine"
 
 
@@ -264,6 +303,14 @@ def test_more_suspicion_never_gives_a_milder_judgement(given_score, more, policy
     after = judge_score(replace(given_score, statistic=given_score.statistic + more), THRESHOLDS, policy)
     assert SEVERITY.index(after.verdict) >= SEVERITY.index(before.verdict)
     assert not (before.action == "quarantine" and after.action == "forward")
+
+
+@given(SCORES, st.integers(2, 400), st.booleans(), st.sampled_from([(), (1,)]), POLICIES)
+def test_no_frame_of_a_study_of_unknown_size_is_ever_clean_or_passes(given_score, images, is_suspect, others, policy):
+    found = ruling(*others, *[0] * is_suspect, is_beyond=True, images=images)
+    judgement = judge_score(given_score, THRESHOLDS, policy, ruling=found)
+    assert judgement.verdict in {Verdict.INCONCLUSIVE, Verdict.SUSPECT}
+    assert judgement.action == "quarantine"
 
 
 @given(st.lists(SCORES, min_size=1, max_size=6), SCORES, POLICIES)

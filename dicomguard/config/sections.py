@@ -185,6 +185,8 @@ class PolicySection(_Section):
     inconclusive: Action = "quarantine"  # the model itself is unsure of its answer
     failed: Action = "quarantine"  # could not be decoded or scored
     overdue: Action = "quarantine"  # waited longer than study.deadline_s
+    # More images than the enrolment's clean studies can speak for: whoever sends enough clean ones hides any other.
+    unknown_size: Action = "quarantine"
     # 'require': what the guard does not certify is held, clean or not. What that costs stands in the enrolment.
     certificate: Literal["record", "require"] = "record"
 

@@ -5,7 +5,9 @@ study. Here the exchangeable unit is the study: `score` makes one number of all 
 against those of clean studies of about the same size by split conformal prediction (Vovk 2012; Bates, Candes, Lei,
 Romano, Sesia 2023, arXiv 2104.08279). P(held) <= alpha then holds for a clean study drawn like those of its size band,
 whatever the correlation within it. A band with too few clean studies has no promise, and is judged by Bonferroni on
-tail-extrapolated p-values of the images instead, labelled so. docs/study-level.md tells how `score` was chosen.
+tail-extrapolated p-values of the images instead, labelled so. Bonferroni asks for a surprise that grows with the size
+of the study, and whoever sends the study chooses that: beyond what the clean studies can show, a study that is not
+flagged has shown nothing, and the judgement says that too. docs/study-level.md tells how `score` was chosen.
 
 Pure numpy: no images, no model, no files.
 """
@@ -128,6 +130,9 @@ class StudyJudgement:
     Without a promise `score` is the largest surprise, `threshold` and `p_value` (at most 1) come from Bonferroni on the
     extrapolated tail, and nothing guarantees `alpha`. `suspects`: indices of the fewest images, most surprising first,
     without whose surprise the study would pass; empty where it passes.
+
+    `beyond`: there is no promise, and alpha / n is less than the clean studies could ever show. Flagged means what it
+    always does; not flagged means nothing, because clean images enough would have hidden any other.
     """
 
     score: float
@@ -135,6 +140,7 @@ class StudyJudgement:
     p_value: float
     band: tuple[int, int] | None
     has_promise: bool
+    beyond: bool
     flagged: bool
     suspects: tuple[int, ...]
 
@@ -213,7 +219,29 @@ class StudyCalibration(BaseModel):
             order = np.argsort(-values, kind="stable")
             suspects = tuple(int(i) for i in order if not values[i] <= threshold)
         edges = None if band is None else (band.low, band.high)
-        return StudyJudgement(found, threshold, p_value, edges, has_promise, flagged, suspects)
+        beyond = not has_promise and len(values) > self.largest_shown
+        return StudyJudgement(found, threshold, p_value, edges, has_promise, beyond, flagged, suspects)
+
+    @property
+    def largest_shown(self) -> int:
+        """The most images n of a study without a promise for which alpha / n is still 1 / (m + 1) or more.
+
+        m counts the clean studies in the bands, because images of one study are no independent looks at the tail;
+        those with an infinite surprise show nothing of it. No p-value among m clean ones is smaller than 1 / (m + 1).
+        """
+        shown = sum(len(band.scores) for band in self.bands)
+        return math.floor(self.alpha * (shown + 1) + 1e-9)
+
+    def judged(self) -> tuple[tuple[int, int], ...]:
+        """The spans of sizes that are not `beyond`: those with a promise, and from 1 to `largest_shown`."""
+        shown = ((1, self.largest_shown),) if self.largest_shown else ()
+        merged: list[tuple[int, int]] = []
+        for low, high in sorted((*shown, *self.promised())):
+            if merged and low <= merged[-1][1] + 1:
+                merged[-1] = (merged[-1][0], max(merged[-1][1], high))
+            else:
+                merged.append((low, high))
+        return tuple(merged)
 
     def promised(self) -> tuple[tuple[int, int], ...]:
         """The spans of sizes, smallest and largest number of images, in which every study has a promise."""

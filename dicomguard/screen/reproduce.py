@@ -230,7 +230,7 @@ def _decide(decision: Decision, examined: Sequence[Examined], rules: Rules) -> l
 
 def _extremes(policy: Policy) -> list[Policy]:
     """Whatever a site may have written as an action, it lies between these two."""
-    names = ("unscorable", "unmatched", "inconclusive", "failed", "overdue")
+    names = ("unscorable", "unmatched", "inconclusive", "failed", "overdue", "unknown_size")
     return [replace(policy, **dict.fromkeys(names, action)) for action in get_args(Action)]
 
 

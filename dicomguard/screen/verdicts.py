@@ -150,6 +150,7 @@ def study_rulings(examined: Sequence[Examined]) -> list[Place | None]:
             threshold=found.threshold,
             p_value=found.p_value,
             has_promise=found.has_promise,
+            is_beyond=found.beyond,
             is_flagged=found.flagged,
             suspects=frozenset(found.suspects),
         )

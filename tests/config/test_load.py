@@ -25,6 +25,7 @@ def test_the_defaults_of_the_policy_fail_closed():
     policy = read("data_dir: x").policy
     assert (policy.unscorable, policy.unmatched) == ("forward", "forward")
     assert (policy.inconclusive, policy.failed, policy.overdue) == ("quarantine", "quarantine", "quarantine")
+    assert policy.unknown_size == "quarantine"
 
 
 @pytest.mark.parametrize(

@@ -93,10 +93,11 @@ def test_no_promise_where_a_band_has_too_few_studies(calibrated: StudyCalibratio
     assert [band.threshold is not None for band in calibrated.bands] == [True, True, True, False]
     ordinary = calibrated.judge(np.full(300, 0.5))
     assert (ordinary.has_promise, ordinary.flagged, ordinary.band) == (False, False, (201, 2000))
+    assert ordinary.beyond
     attacked = np.full(300, 0.5)
     attacked[[7, 250]] = 60.0, 90.0
     found = calibrated.judge(attacked)
-    assert (found.has_promise, found.flagged, found.suspects) == (False, True, (250, 7))
+    assert (found.has_promise, found.beyond, found.flagged, found.suspects) == (False, True, True, (250, 7))
     assert found.p_value < 0.05 / 10
 
 
@@ -114,7 +115,72 @@ def test_the_promise_ends_with_the_largest_calibrated_study(calibrated: StudyCal
 
 def test_a_study_beyond_every_band_is_judged_without_a_promise(calibrated: StudyCalibration) -> None:
     found = calibrated.judge(np.full(3000, 0.5))
-    assert (found.band, found.has_promise, found.flagged) == (None, False, False)
+    assert (found.band, found.has_promise, found.beyond, found.flagged) == (None, False, True, False)
+
+
+# Sizes that the clean studies cannot speak for -----------------------------------------------------------------------
+
+
+def test_a_size_is_beyond_where_alpha_over_n_is_less_than_any_clean_study_can_show() -> None:
+    values = np.random.default_rng(2).exponential(size=366)
+    fitted = StudyCalibration.fit([[value] for value in values], alpha=0.05)
+    assert fitted.largest_shown == 18  # .05 / 18 = 1 / 360 is more than 1 / 367, and .05 / 19 = 1 / 380 is not
+    assert [fitted.judge(np.full(n, 0.5)).beyond for n in (1, 2, 18, 19, 300)] == [False, False, False, True, True]
+    assert fitted.judged() == ((1, 18),)
+    exact = StudyCalibration.fit([[value] for value in values[:199]], alpha=0.1)
+    assert exact.largest_shown == 20  # .1 / 20 = 1 / 200 is just what 199 can show
+    few = StudyCalibration.fit([[value] for value in values[:18]], alpha=0.05)
+    assert (few.largest_shown, few.judged()) == (0, ())
+    assert few.judge([0.5]).beyond
+
+
+def test_images_of_one_study_are_one_look_and_infinite_ones_none() -> None:
+    slices = StudyCalibration.fit(many(5, {300: 18}), alpha=0.1)
+    assert slices.largest_shown == 1
+    infinite = StudyCalibration.fit([*many(5, {1: 18}), *[[math.inf]] * 40], alpha=0.1)
+    assert infinite.largest_shown == 1
+
+
+def test_a_promise_makes_a_size_known_however_large(calibrated: StudyCalibration) -> None:
+    assert calibrated.largest_shown == 9  # 185 studies
+    assert calibrated.judged() == ((1, 10), (21, 100))
+    assert [calibrated.judge(np.full(n, 0.5)).beyond for n in (10, 11, 20, 21, 100, 101)] == [
+        False,
+        True,
+        True,
+        False,
+        False,
+        True,
+    ]
+
+
+SINGLES = StudyCalibration.fit([[value] for value in np.random.default_rng(6).exponential(size=99)], alpha=0.05)
+
+
+@given(st.lists(st.floats(0, 60), min_size=1, max_size=6), st.integers(0, 400), st.floats(0, 12))
+@settings(max_examples=300)
+def test_padding_never_clears_what_the_largest_known_size_would_flag(
+    images: list[float], fillers: int, filler: float
+) -> None:
+    """However many images come beside it: there is one height above which no image is ever cleared."""
+    found = SINGLES.judge([*images, *[filler] * fillers])
+    size = len(images) + fillers
+    assert found.beyond == (size > SINGLES.largest_shown)
+    is_cleared = not found.flagged and not found.beyond
+    if is_cleared:
+        assert max(images) <= SINGLES.tail.quantile(SINGLES.alpha / SINGLES.largest_shown)
+    # What is flagged is flagged as ever, whether or not the size is known.
+    if size > 1:
+        height = max([*images, *[filler] * min(fillers, 1)])
+        assert found.flagged == (height > SINGLES.tail.quantile(SINGLES.alpha / size))
+
+
+def test_padding_hides_an_image_from_the_extrapolated_tail() -> None:
+    """Why sizes are held at all: the same image, flagged alone, passes among enough clean ones."""
+    image = SINGLES.tail.quantile(0.05 / 20)
+    alone, padded = SINGLES.judge([image]), SINGLES.judge([image, *[0.5] * 300])
+    assert (alone.flagged, alone.beyond) == (True, False)
+    assert (padded.flagged, padded.beyond) == (False, True)
 
 
 @pytest.mark.parametrize("images", [1, 10, 100, 300, 3000])
