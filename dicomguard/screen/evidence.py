@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import matplotlib as mpl
@@ -16,7 +17,8 @@ mpl.use("agg")  # no display on a server; before pyplot is ever touched
 
 from matplotlib.figure import Figure  # after the backend is chosen
 
-from dicomguard.decision import Decision, Fault, Policy, Score  # as above
+from dicomguard.decision import Decision, Fault, Policy, Score, Verdict  # as above
+from dicomguard.scoring.scorer import Scorer  # as above
 from dicomguard.screen.examine import Examined, Examiner  # as above
 from dicomguard.screen.verdicts import worst_frame  # as above
 
@@ -35,23 +37,33 @@ def collect(
         "receipts": [item.instance.receipt.to_json() for item in examined],
     }
     yield "evidence.json", json.dumps(summary, indent=1, allow_nan=True).encode()
-    by_digest = {e.instance.receipt.sha256: e for e in examined}
-    flagged = [by_digest[i.sha256] for i in decision.instances if i.reasons and i.sha256 in by_digest]
-    drawn = 0
-    for item in flagged:
-        if isinstance(item.finding, Fault) or item.model is None or drawn == _MAX_PICTURES:
-            continue
-        drawn += 1
-        thresholds = item.model.scorer.thresholds
-        worst = worst_frame(item.finding, thresholds, policy)
+    for item, scorer, worst in _worst_first(decision, examined, policy)[:_MAX_PICTURES]:
+        thresholds = scorer.thresholds
         stem = item.instance.path.stem
         if thresholds is not None and worst.is_finite:
-            theta = dict(zip(item.model.scorer.noise.levels, thresholds.paper_theta, strict=True))
+            theta = dict(zip(scorer.noise.levels, thresholds.paper_theta, strict=True))
             yield f"{stem}.noise.png", noise_curve(worst, theta, thresholds.statistic)
         seen = examiner.saliency(item, worst.frame)
         if seen is not None:
             image, prepared, saliency = seen
             yield f"{stem}.saliency.png", saliency_picture(prepared.numpy(), saliency.numpy(), image.frame)
+
+
+def _worst_first(
+    decision: Decision, examined: Sequence[Examined], policy: Policy
+) -> list[tuple[Examined, Scorer, Score]]:
+    """The scored instances that have a reason, with their worst frames: suspects first, then by their statistics."""
+    by_digest = {e.instance.receipt.sha256: e for e in examined}
+    found: list[tuple[tuple[bool, float], Examined, Scorer, Score]] = []
+    for instance in decision.instances:
+        item = by_digest.get(instance.sha256) if instance.reasons else None
+        if item is None or item.model is None or isinstance(item.finding, Fault):
+            continue
+        scorer = item.model.scorer
+        worst = worst_frame(item.finding, scorer.thresholds, policy)
+        height = worst.statistic if worst.is_finite else math.inf
+        found.append(((instance.verdict is not Verdict.SUSPECT, -height), item, scorer, worst))
+    return [(item, scorer, worst) for _, item, scorer, worst in sorted(found, key=lambda one: one[0])]
 
 
 def noise_curve(score: Score, theta: Mapping[float, float], threshold: float) -> bytes:
