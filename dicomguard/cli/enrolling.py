@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,12 +75,14 @@ def enrol(
     if clean is not None:
         limits = _range(window)
         scorer = Scorer(Bundle(bundle))
-        gathered = Gathered(scorer, limits)
-        truths = {} if labels is None else _read_labels(labels, scorer.head)
+        gathered = Gathered(scorer, limits, wants_guard=eps > 0)
         files = list(find_files([clean]))
+        truths = {} if labels is None else _match(labels, _read_labels(labels, scorer.head), clean, files)
         with compose.plain_decode_worker(config) as worker, Bars(quiet=as_json) as bars:
             for done, path in enumerate(files, 1):
-                gathered.add_all(_frames(path, worker, truths.get(path.name)))
+                found = list(_frames(path, worker, truths.get(path)))
+                gathered.add_all(found)
+                gathered.unreadable += not found
                 bars("read clean images", done, len(files))
             if not gathered.images:
                 raise BundleError(
@@ -130,6 +132,25 @@ def _frames(path: Path, worker: DecodeWorker, truth: Answer | None) -> Iterator[
             yield Clean(image, patient, header.study_instance_uid, header.sha256, truth)
 
 
+def _match(table: Path, truths: dict[str, Answer], clean: Path, files: Sequence[Path]) -> dict[Path, Answer]:
+    """Which file each line means: by its path below the folder, or by its name where that is the only such file."""
+    named: dict[str, list[Path]] = {}
+    for path in files:
+        named.setdefault(path.name, []).append(path)
+        named[path.relative_to(clean).as_posix()] = [path]
+    found: dict[Path, Answer] = {}
+    for name, answer in truths.items():
+        meant = named.get(name, [])
+        if len(meant) > 1:
+            raise BundleError(
+                f"{table}: {name} is the name of {len(meant)} files.", advice=f"Write their paths below {clean}."
+            )
+        found |= dict.fromkeys(meant, answer)
+    if not found:
+        raise BundleError(f"{table} names no file in {clean}.", advice="Write paths below that folder, or file names.")
+    return found
+
+
 def _range(text: str | None) -> tuple[float, float] | None:
     if text is None:
         return None
@@ -143,7 +164,7 @@ def _range(text: str | None) -> tuple[float, float] | None:
 
 
 def _read_labels(table: Path, reading: Head) -> dict[str, Answer]:
-    """File name -> right answer. Raises BundleError naming the line that cannot be used."""
+    """File as it is written -> right answer. Raises BundleError naming the line that cannot be used."""
     found: dict[str, Answer] = {}
     try:
         text = table.read_text("utf-8-sig")  # spreadsheets write the mark, others do not
@@ -159,8 +180,12 @@ def _read_labels(table: Path, reading: Head) -> dict[str, Answer]:
             raise BundleError(f"{table}, line {number}: there is no file.", advice="Name it, or remove the line.")
         names = [name.strip() for name in (row["label"] or "").split("|") if name.strip()]
         try:
-            found[Path(row["file"]).name] = reading.answer_of(names)
+            answer = reading.answer_of(names)
         except ValueError as error:
             known = ", ".join(itertools.islice(reading.labels, 10))
             raise BundleError(f"{table}, line {number}: {error}.", advice=f"The labels are {known}.") from error
+        if found.setdefault(row["file"], answer) != answer:
+            raise BundleError(
+                f"{table}, line {number}: {row['file']} has another label further up.", advice="Keep one of the two."
+            )
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from dicomguard.pixels.image import Image
-from dicomguard.scoring.guard import Range, plane_of, range_of
+from dicomguard.pixels.miniature import SIDE
+from dicomguard.scoring.guard import Kind, Range, Veil, is_covered, plane_of, range_of, veil_of, veils
 from dicomguard.scoring.head import Answer
 from dicomguard.scoring.scorer import Batch, Scorer
 
@@ -29,6 +31,10 @@ class Part(StrEnum):
 # Shares of the patients. The guard needs most; the held-back part is what every promise rests on.
 SHARES = {Part.DISTILLED: 0.50, Part.VALIDATION: 0.06, Part.REFERENCE: 0.14, Part.HELD_BACK: 0.30}
 
+
+# A header that blanks a picture multiplies the gain; a new clean one exceeds the highest by a hair.
+_GAIN_SLACK, _HIDDEN_SLACK = 1.05, 0.01
+_BLANK = np.full((1, SIDE, SIDE), np.nan, np.float32)
 
 _KEPT = 64  # native images that are kept for the self-test, one of each patient
 
@@ -74,11 +80,12 @@ def _rank(name: str) -> str:
 
 @dataclass(slots=True)
 class CleanSet:
-    """Prepared pictures of one part: pixels as 16-bit integers, planes for the guard in modality units."""
+    """Prepared pictures of one part: pixels as 16-bit integers, planes for the guard, and by what they are enrolled."""
 
     items: list[Clean] = field(default_factory=list)  # images are dropped but for the first few; see `Gathered`
     pixels: list[NDArray[np.uint16]] = field(default_factory=list)
     planes: list[NDArray[np.float32]] = field(default_factory=list)
+    kinds: list[tuple[Kind, Veil] | None] = field(default_factory=list)  # None: nothing for a guard to see
 
     def __len__(self) -> int:
         return len(self.items)
@@ -112,17 +119,19 @@ class CleanSet:
 class Gathered:
     """All clean images, by part. `window`: the guard's fixed range in modality units, None for that of Bits Stored.
 
-    `left_out`: keys of the frames that no guard could look at (`scoring.guard.range_of`).
+    `left_out`: keys of the frames that no guard could look at (`scoring.guard.range_of`); none where none is wanted.
+    `unreadable`: files that the caller could not read, for the statement.
     """
 
-    def __init__(self, scorer: Scorer, window: tuple[float, float] | None) -> None:
+    def __init__(self, scorer: Scorer, window: tuple[float, float] | None, *, wants_guard: bool = True) -> None:
         self._scorer = scorer
         self._window = window
+        self._wants_guard = wants_guard
         self.parts = {part: CleanSet() for part in Part}
         self.digests: set[str] = set()
         self.patients: set[str] = set()
         self.left_out: set[str] = set()
-        self._ranges: set[Range] = set()
+        self.unreadable = 0
         self._seen: set[str] = set()
         self._kept: set[str] = set()  # patients with an image whose native pixels are there
 
@@ -131,24 +140,22 @@ class Gathered:
         for clean in images:
             if clean.key in self._seen:
                 continue
-            if range_of(clean.image, self._window) is None:
+            if self._wants_guard and range_of(clean.image, self._window) is None:
                 self.left_out.add(clean.key)
                 continue
             self._seen.add(clean.key)
             self.add(clean)
 
     def add(self, clean: Clean) -> None:
-        """Prepare one frame. Raises ValueError where no guard could look at it."""
-        plane = plane_of(clean.image, self._window)
-        found = range_of(clean.image, self._window)
-        assert found is not None
+        """Prepare one frame."""
+        kind = range_of(clean.image, self._window)
         part = clean.part or part_of(clean.patient)
         target = self.parts[part]
         with torch.inference_mode():
             pixels = self._scorer.preprocess.images([clean.image])[0].numpy()
-        self._ranges.add(found)
         target.pixels.append(np.rint(pixels * 65535).astype(np.uint16))
-        target.planes.append(plane)
+        target.planes.append(_BLANK if kind is None else plane_of(clean.image, self._window))
+        target.kinds.append(None if kind is None else (kind, veil_of(clean.image, self._window)))
         # Native pixels are attacked in the self-test only; all of them would not fit into memory.
         is_kept = part is Part.VALIDATION and clean.patient not in self._kept and len(self._kept) < _KEPT
         target.items.append(clean if is_kept else _without_pixels(clean))
@@ -163,8 +170,28 @@ class Gathered:
         return sum(len(part) for part in self.parts.values())
 
     def ranges(self) -> tuple[Range, ...]:
-        """The distinct (kind, low, high) of all parts, sorted: those with which an image may have the guard's vote."""
-        return tuple(sorted(self._ranges))
+        """What the guard takes for enrolled: each (kind, low, high) with its thickest veil, sorted.
+
+        The held-back images have no say, because what new images will meet must not depend on those that stand for
+        new images.
+        """
+        thickest: dict[Kind, Veil] = {}
+        for part in set(Part) - {Part.HELD_BACK}:
+            for kind, veil in filter(None, self.parts[part].kinds):
+                known = thickest.get(kind, veil)
+                if math.isfinite(veil[0]):  # else the guard is shown nothing of what the model is
+                    thickest[kind] = max(veil[0], known[0]), max(veil[1], known[1])
+        return tuple(
+            sorted((*kind, gain * _GAIN_SLACK, hidden + _HIDDEN_SLACK) for kind, (gain, hidden) in thickest.items())
+        )
+
+    def hide(self, ranges: Sequence[Range]) -> None:
+        """Blank the planes of what `ranges` do not cover, as a guard would (`Guard.planes`)."""
+        thickest = veils(ranges)
+        for part in self.parts.values():
+            for place, found in enumerate(part.kinds):
+                if found is None or not is_covered(*found, thickest):
+                    part.planes[place] = _BLANK
 
     def sha256(self) -> str:
         """The name of the clean set: SHA-256 over the sorted digests of its data sets, one a line."""

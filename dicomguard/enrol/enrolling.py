@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from dicomguard.scoring.enrolment import (
     Enrolled,
     Enrolment,
     PaperMode,
+    RequireCost,
     Tolerance,
     Trial,
 )
@@ -36,7 +38,7 @@ from dicomguard.scoring.guard import Guard, GuardSettings, Outcome, Vote, looks_
 from dicomguard.scoring.head import Answer
 from dicomguard.scoring.noise import Seeds
 from dicomguard.scoring.scorer import Batch, Scorer
-from dicomguard.scoring.study_test import StudyCalibration
+from dicomguard.scoring.study_test import BANDS, StudyCalibration
 
 # Not a secret: the noise of an enrolment has only to be independent of the images, and the same when drawn again.
 _KEY = b"enrolment"
@@ -111,8 +113,9 @@ def enrol(scorer: Scorer, gathered: Gathered, source: str, wishes: Wishes, out: 
         plan=plan(scorer.noise),
         used=calibration.COMPONENTS if guard else tuple(c for c in calibration.COMPONENTS if c != "guard_share"),
     )
-    clean_scores = {place: fitted.statistic_of(e)[0] for place, e in zip(held.places, held.evidence, strict=True)}
-    studies = [[clean_scores[place] for place in study] for study in held_back.one_study_per_patient()]
+    clean_scores = {place: _score_of(fitted, e) for place, e in zip(held.places, held.evidence, strict=True)}
+    by_study = held_back.one_study_per_patient()
+    studies = [[clean_scores[place] for place in study] for study in by_study]
     validation = gathered.parts[Part.VALIDATION]
     trials, paper = _test(
         scorer, validation, fitted, [clean_scores[p] for p in sorted(own)], reference, wishes, advance
@@ -133,6 +136,8 @@ def enrol(scorer: Scorer, gathered: Gathered, source: str, wishes: Wishes, out: 
             "sha256": gathered.sha256(),
             "images": gathered.images,
             "patients": len(gathered.patients),
+            "left_out": len(gathered.left_out),
+            "unreadable": gathered.unreadable,
             **counts,
         },
         "alpha": wishes.alpha,
@@ -144,10 +149,17 @@ def enrol(scorer: Scorer, gathered: Gathered, source: str, wishes: Wishes, out: 
         "armed": armed,
         "refusal": refusal,
         "certified": certified,
+        "require_cost": () if guard is None else _require_cost(held, by_study),
         "studies": StudyCalibration.fit(studies, alpha=wishes.alpha),
     }
     tensors = guard_tensors | ({} if model is None else model.tensors())
     return enrolment.write(out, facts, tensors)
+
+
+def _score_of(fitted: Calibration, evidence: Evidence) -> float:
+    """The score, infinite where there is none: such an image holds its study."""
+    found = fitted.statistic_of(evidence)[0]
+    return math.inf if math.isnan(found) else found
 
 
 def measure(scorer: Scorer, clean: CleanSet, places: Sequence[int], stage: str, advance: Advance) -> Measured:
@@ -206,14 +218,21 @@ def _make_guard(
             f"noise of sigma {sigma:g} cannot certify a budget of {wishes.eps:g}.",
             advice="Ask for a smaller --eps or a larger --sigma.",
         )
+    ranges = gathered.ranges()
+    if not ranges:
+        raise BundleError(
+            "no clean image shows anything to a guard: they have palette colours, or ranges without precision.",
+            advice="Enrol without a guard: --eps 0.",
+        )
     settings = GuardSettings(
         sigma=sigma,
         eps=wishes.eps,
         alpha=wishes.guard_alpha,
         looks=looks,
         window=wishes.window,
-        ranges=gathered.ranges(),
+        ranges=ranges,
     )
+    gathered.hide(ranges)
     kept = _kept_guard(wishes.keep, settings, len(clean), scorer)
     if kept is not None:
         return Guard.from_tensors(settings, kept, scorer.head, scorer.device), kept, ()
@@ -278,6 +297,20 @@ def _certified_share(held: Measured, own: Collection[int], distilled: int) -> Ce
     return _counted([(e.seen.answer, vote.outcome) for place, e, vote in rows if place in own and vote], distilled)
 
 
+def _require_cost(held: Measured, studies: Sequence[Sequence[int]]) -> tuple[RequireCost, ...]:
+    proven = {
+        p: vote is not None and vote.outcome is Outcome.CERTIFIED
+        for p, vote in zip(held.places, held.votes, strict=True)
+    }
+    found = []
+    for low, high in BANDS:
+        members = [study for study in studies if low <= len(study) <= high]
+        if members:
+            kept = sum(all(proven[place] for place in study) for study in members)
+            found.append(RequireCost(low=low, high=high, studies=len(members), held=len(members) - kept))
+    return tuple(found)
+
+
 def _counted(outcomes: Sequence[tuple[Answer, Outcome]], distilled: int) -> CertifiedShare:
     by_answer: dict[Answer, list[bool]] = {}
     for answer, outcome in outcomes:
@@ -325,7 +358,14 @@ def _test(
         flags = [fitted.flags(s, m) for s, m in zip(scores, margins, strict=True)]
         value = selftest.auroc(clean_scores, scores)
         trials.append(
-            Trial(attack=result.attack, tried=result.tried, flipped=len(scores), auroc=value, flagged=sum(flags))
+            Trial(
+                attack=result.attack,
+                tried=result.tried,
+                flipped=len(scores),
+                auroc=value,
+                flagged=sum(flags),
+                scores=tuple(round(score, 3) for score in scores if math.isfinite(score)),
+            )
         )
     return trials, _paper(scorer, reference, attacked[0], advance)
 

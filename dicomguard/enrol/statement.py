@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from scipy import stats
 
 from dicomguard.scoring.enrolment import CertifiedShare, Enrolment
+from dicomguard.scoring.study_test import StudyCalibration
 
 _SIZES = (1, 10, 100, 500)
+_DILUTED = (1, 2, 10, 100, 500)  # images in a study of which one is attacked
 _BITS = (8, 12, 16)
 
 
@@ -69,6 +71,11 @@ def _lines(e: Enrolment) -> Iterator[str]:
     yield ""
     yield f"Bundle fingerprint `{e.fingerprint}`, enrolled {e.created}."
     yield f"Clean set: {c.images} images of {c.patients} patients ({c.source}), SHA-256 `{c.sha256}`."
+    if c.left_out or c.unreadable:
+        yield (
+            f"**Not in it**: {c.left_out} image(s) that no guard could look at (palette colour, ranges without"
+            f" precision), {c.unreadable} file(s) that are no images or could not be read."
+        )
     yield (
         f"Divided by patient: {c.distilled} taught the guard, {c.validation} were attacked, {c.reference} are the"
         f" reference, {c.held_back} were held back for the thresholds."
@@ -98,6 +105,12 @@ def _alarms(e: Enrolment) -> Iterator[str]:
         f" {e.calibration.images[1]} held-back images the rate of this enrolment lies between {low:.3f} and {high:.3f}"
         " (95 %)."
     )
+    f = e.calibration
+    if f.low_margins or f.unenrolled:
+        yield (
+            f"Among the held-back images that count as alarms, whatever they scored: {f.low_margins} below the margin"
+            f" floor, {f.unenrolled} of a kind, a range or a contrast that no other clean image has."
+        )
     yield ""
 
 
@@ -105,7 +118,7 @@ def _studies(e: Enrolment) -> Iterator[str]:
     yield "## Whole studies"
     yield ""
     covered = promised(e)
-    sizes = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in covered)
+    sizes = ", ".join(_span(low, high) for low, high in covered)
     yield f"The same holds, for each look at it, for a clean study as a whole of {sizes} image(s)."
     yield (
         f"**No promise above {covered[-1][1]} image(s)**, nor between those: too few clean studies of such sizes were"
@@ -118,6 +131,10 @@ def _studies(e: Enrolment) -> Iterator[str]:
         for band in e.studies.bands:
             yield f"| {band.low}-{band.high} | {band.studies} |"
         yield ""
+
+
+def _span(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low}-{high}"
 
 
 def _needed(alpha: float) -> int:
@@ -153,9 +170,10 @@ def _certificate(e: Enrolment) -> Iterator[str]:
         )
     yield ""
     if e.certified:
-        last = e.certified[-1]
-        rates = ", ".join(f"{hold_rate(last, n):.0%} of those with {n}" for n in _SIZES)
-        yield f"`certificate: require` would hold, of clean studies by number of images: {rates}."
+        measured = ", ".join(f"{c.held} of {c.studies} with {_span(c.low, c.high)} image(s)" for c in e.require_cost)
+        yield f"`certificate: require` would have held, of the held-back clean studies: {measured or 'none there'}."
+        rates = ", ".join(f"{hold_rate(e.certified[-1], n):.0%} of those with {n}" for n in _SIZES)
+        yield f"If the images of a study were independent, which they are not quite: {rates}."
         yield ""
 
 
@@ -177,3 +195,18 @@ def _self_test(e: Enrolment) -> Iterator[str]:
         auroc = "-" if trial.auroc is None else f"{trial.auroc:.3f}"
         yield f"| {trial.attack} | {trial.tried} | {trial.flipped} | {auroc} | {trial.flagged} |"
     yield ""
+    if e.studies is not None:
+        sizes = _DILUTED
+        yield "One attacked image in a study of clean ones that raise no suspicion at all; of those attacked, held:"
+        yield ""
+        yield f"| images in the study | {' | '.join(map(str, sizes))} |"
+        yield "|---" * (len(sizes) + 1) + "|"
+        for trial in e.self_test:
+            cells = " | ".join(_held(e.studies, trial.scores, n) for n in sizes)
+            yield f"| {trial.attack} | {cells} |"
+        yield ""
+
+
+def _held(studies: StudyCalibration, scores: Sequence[float], images: int) -> str:
+    found = [studies.judge([score, *[0.0] * (images - 1)]).flagged for score in scores]
+    return f"{sum(found)} of {len(found)}"

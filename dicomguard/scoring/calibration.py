@@ -101,8 +101,8 @@ class Calibration(BaseModel):
     """What was measured on clean images. `images`: how many in the reference and in the held-back part.
 
     `exits[s]`: the score at or below which the look ends after stage s. `held_back`: the sorted scores of the held-back
-    images, infinite ones (low margin) left out and counted in `low_margins`. `margin_floor` is for the smallest margin
-    over the questions.
+    images; those that are held whatever they score are left out and counted: `low_margins`, and `unenrolled`, which
+    get no vote of the guard. `margin_floor` is for the smallest margin over the questions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -117,16 +117,26 @@ class Calibration(BaseModel):
     margin_quantile: Unit
     held_back: tuple[Finite, ...]
     low_margins: Annotated[int, Field(ge=0)]
+    unenrolled: Annotated[int, Field(ge=0)]
     threshold: Finite
 
     def surprises(self, evidence: Evidence, stage: int) -> dict[str, float]:
-        """-log p of each component that is in use, after `stage`; `evidence` must hold its draws."""
+        """-log p of each component that is in use, after `stage`.
+
+        Raises:
+            ValueError: `evidence` lacks what the score is made of; silence would lower it.
+
+        """
         reference = self.stages[stage]
         found = reference.surprises(curve(evidence.seen.only(reference.draws)), self.used)
-        if self.feature_distance is not None and evidence.distances is not None:
+        if self.feature_distance is not None:
+            if evidence.distances is None:
+                raise ValueError("the score has a feature distance, the evidence has none")
             pairs = zip(self.feature_distance, evidence.distances, strict=True)
             found["feature_distance"] = _worst([component.surprise(float(value)) for component, value in pairs])
-        if self.guard_share is not None and evidence.guard_share is not None:
+        if self.guard_share is not None:
+            if evidence.guard_share is None:
+                raise ValueError("the score has a guard's vote, the evidence has none")
             found["guard_share"] = self.guard_share.surprise(-evidence.guard_share)
         return found
 
@@ -147,13 +157,15 @@ class Calibration(BaseModel):
         raise AssertionError("the last stage always ends")
 
     def p_value(self, statistic: float, margin: float) -> float:
-        """The conformal p-value among the held-back clean images; uniform for clean traffic like theirs."""
-        if math.isnan(statistic):
-            return 1 / (len(self.held_back) + self.low_margins + 1)
-        above = self.low_margins
-        if margin >= self.margin_floor:
+        """The conformal p-value among the held-back clean images; uniform for clean traffic like theirs.
+
+        An image that is held whatever it scores (no number, low margin) ties with the held-back ones that are.
+        """
+        above = self.low_margins + self.unenrolled
+        images = len(self.held_back) + above
+        if not math.isnan(statistic) and margin >= self.margin_floor:
             above += len(self.held_back) - int(np.searchsorted(np.asarray(self.held_back), statistic, side="left"))
-        return (1 + above) / (len(self.held_back) + self.low_margins + 1)
+        return (1 + above) / (images + 1)
 
     def flags(self, statistic: float, margin: float) -> bool:
         """True where the image would not pass as clean: over the threshold, low margin, or no number."""
@@ -203,6 +215,8 @@ def fit(
         BundleError: too few images for `alpha`, or numbers that cannot be calibrated.
 
     """
+    # What gets no vote is held whatever it scores: it has no place in the distribution of scores.
+    reference = [one for one in reference if one.guard_share is None or not math.isnan(one.guard_share)]
     require_enough(len(reference), len(held_back), alpha)
     quantile = min(_MARGIN_QUANTILE, alpha * _MARGIN_QUANTILE / 0.05)
     distances = [e.distances for e in reference if e.distances is not None and "feature_distance" in used]
@@ -221,6 +235,7 @@ def fit(
         margin_quantile=quantile,
         held_back=(),
         low_margins=0,
+        unenrolled=0,
         threshold=0.0,
     )
     share = min(exit_share, max(1 - 2 * alpha, 0.0))  # an exit above the threshold would not lead towards clean only
@@ -280,19 +295,33 @@ def _floor(margins: NDArray[np.float64], quantile: float) -> float:
 
 
 def _with_threshold(draft: Calibration, held_back: Sequence[Evidence]) -> Calibration:
-    """The ceil((n + 1)(1 - alpha))-th smallest score of the held-back part; a low margin counts as infinite."""
-    scores = [math.inf if smallest_margin(e.seen) < draft.margin_floor else draft.statistic_of(e)[0] for e in held_back]
-    if any(map(math.isnan, scores)):
-        raise BundleError("a clean image scores NaN.", advice="Check the weights of the bundle.")
+    """The ceil((n + 1)(1 - alpha))-th smallest score of the held-back part; what is held anyway counts as infinite."""
+    scores = []
+    low_margins = unenrolled = 0
+    for one in held_back:
+        if one.guard_share is not None and math.isnan(one.guard_share):
+            unenrolled += 1
+        elif smallest_margin(one.seen) < draft.margin_floor:
+            low_margins += 1
+        else:
+            scores.append(draft.statistic_of(one)[0])
+    if not all(map(math.isfinite, scores)):
+        raise BundleError("a clean image scores NaN or infinity.", advice="Check the weights of the bundle.")
     scores.sort()
-    threshold = scores[math.ceil((len(scores) + 1) * (1 - draft.alpha) - 1e-9) - 1]
-    if not math.isfinite(threshold):
+    rank = math.ceil((len(held_back) + 1) * (1 - draft.alpha) - 1e-9)
+    if rank > len(scores):
         raise BundleError(
-            f"more than {draft.alpha:.0%} of the held-back clean images lie below the margin floor.",
-            advice="The two parts of the clean images differ; mix their sources, or give more images.",
+            f"of {len(held_back)} held-back clean images {low_margins} lie below the margin floor and {unenrolled} are"
+            " of a kind, a range or a contrast that no other clean image has: more than alpha allows.",
+            advice="Give more clean images of every kind, mixed from all sources; or enrol without a guard (--eps 0)"
+            " where the range differs from image to image.",
         )
-    finite = tuple(score for score in scores if math.isfinite(score))
     # Not rounded: an image that scores exactly the threshold passes, and rounding down would hold all such ties.
     return draft.model_copy(
-        update={"held_back": finite, "low_margins": len(scores) - len(finite), "threshold": threshold}
+        update={
+            "held_back": tuple(scores),
+            "low_margins": low_margins,
+            "unenrolled": unenrolled,
+            "threshold": scores[rank - 1],
+        }
     )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -71,13 +69,9 @@ def fused(network: nn.Module) -> nn.Module:
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the processor multiplies it in hardware, else float32 (emulated, it is slower)."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type != "cpu" or platform.system() != "Linux":
-        return torch.float32
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return torch.float32
-    return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
+    """bfloat16 where a card multiplies it in hardware, else float32.
+
+    Never on a CPU: one kind rounds bfloat16 otherwise than another, and a decision must be the same on both.
+    """
+    is_fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if is_fast else torch.float32

@@ -25,7 +25,7 @@ from torch import Tensor
 from dicomguard.decision import Thresholds
 from dicomguard.errors import BundleError
 from dicomguard.scoring.calibration import Calibration, Unit
-from dicomguard.scoring.component import Positive
+from dicomguard.scoring.component import Finite, Positive
 from dicomguard.scoring.files import parse_named, read_pinned
 from dicomguard.scoring.guard import GuardSettings
 from dicomguard.scoring.study_test import STATISTIC as STUDY_STATISTIC
@@ -45,12 +45,17 @@ class _Frozen(BaseModel):
 
 
 class CleanSet(_Frozen):
-    """The trusted images. `sha256`: over the sorted SHA-256 of their data sets, one a line."""
+    """The trusted images. `sha256`: over the sorted SHA-256 of their data sets, one a line.
+
+    `left_out`: images that no guard could look at; `unreadable`: files that are no images or could not be read.
+    """
 
     source: Annotated[str, Field(max_length=500)]
     sha256: Digest
     images: Count
     patients: Count
+    left_out: Count = 0
+    unreadable: Count = 0
     distilled: Count
     validation: Count
     reference: Count
@@ -68,13 +73,17 @@ class PaperMode(_Frozen):
 
 
 class Trial(_Frozen):
-    """One attack of the self-test: images that still flip as files, of those tried, and the score's AUROC on them."""
+    """One attack of the self-test: images that still flip as files, of those tried, and the score's AUROC on them.
+
+    `scores` of the flipped ones, for what they would do to a study of clean images.
+    """
 
     attack: str
     tried: Count
     flipped: Count
     auroc: Annotated[float, Field(ge=0, le=1)] | None
     flagged: Count
+    scores: tuple[Finite, ...] = ()
 
 
 class CertifiedShare(_Frozen):
@@ -89,6 +98,15 @@ class CertifiedShare(_Frozen):
     agreed: Count
     tested: Count
     weakest: Annotated[float, Field(ge=0, le=1)]
+
+
+class RequireCost(_Frozen):
+    """Of `studies` held-back clean studies with `low` to `high` images, `held` where every image must be certified."""
+
+    low: Count
+    high: Count
+    studies: Count
+    held: Count
 
 
 class Tolerance(_Frozen):
@@ -119,6 +137,7 @@ class Enrolment(_Frozen):
     armed: Literal["enforce", "shadow"]
     refusal: str
     certified: tuple[CertifiedShare, ...]
+    require_cost: tuple[RequireCost, ...] = ()
     studies: StudyCalibration | None = None
 
     @model_validator(mode="after")

@@ -12,8 +12,9 @@ about a whole study. The noise must be independent of the image: its seed is an 
 
 What the header says sets the guard's range, so a header may blank its picture: the same stored values under Bits Stored
 16 instead of 12 are a sixteenth of the contrast, which drowns in the noise, and a majority for one class is all that is
-left. Therefore only images vote whose range was there among the clean images of the enrolment: all others, and those
-that have no plane at all, are UNENROLLED.
+left. Or the picture is dimmed, and a window brings it back for the protected model alone. Therefore only images vote
+whose range was there among the clean images of the enrolment, and behind a veil no thicker than theirs (`veil_of`): all
+others, and those without a plane, are UNENROLLED.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from torch.nn import functional as F
 
 from dicomguard.errors import BundleError
 from dicomguard.pixels.image import Image
-from dicomguard.pixels.miniature import SIDE
+from dicomguard.pixels.miniature import SIDE, averaged
 from dicomguard.scoring import head, noise
 from dicomguard.scoring.classifier import fast_dtype, fused
 from dicomguard.scoring.component import Finite
@@ -50,9 +51,14 @@ _MOST_DRAWS: Final = 100_000
 # Double precision keeps 2^-52 of the largest number in it. A range beside an intercept a billion times as large still
 # moves by less than 1e-6, 64 of which the slack of the radius pays for many times over.
 _LARGEST_OFFSET: Final = 1e9
+_QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
+_PAIRS: Final = ((0, 1), (1, 2), (2, 3), (3, 4), (0, 4))
+_FAINT: Final = 0.002  # of the range: steps in a flat background are rounding, and their ratio says nothing
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-Range = tuple[str, Finite, Finite]
+Kind = tuple[str, float, float]
+Veil = tuple[float, float]
+Range = tuple[str, Finite, Finite, Finite, Finite]
 Window = tuple[float, float]
 
 
@@ -68,7 +74,8 @@ class Outcome(StrEnum):
 class GuardSettings(BaseModel):
     """`eps`: the budget, as a fraction of the guard's fixed range; `window`: that range in modality units, None where
     it is what Bits Stored can hold. `looks`: numbers of draws after which the bound is read, each at alpha / looks.
-    `ranges`: the (kind, low, high) of the clean images (`range_of`); an image that has none of them gets no vote.
+    `ranges`: the (kind, low, high) of the clean images (`range_of`) and how thick a veil one of them had at most
+    (`veil_of`, either number); an image that has none of these ranges, or a thicker one, gets no vote.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -119,7 +126,7 @@ def _votes_needed(draws: int, alpha: float, bar: float) -> int:
     return low
 
 
-def range_of(image: Image, window: Window | None) -> Range | None:
+def range_of(image: Image, window: Window | None) -> Kind | None:
     """The (kind, low, high) of an image, by which it is enrolled; None where it has no plane that could vote.
 
     `kind` is the header's photometric interpretation (PS3.3 C.7.6.3.1.2), followed by "/LUT" where a Modality LUT lies
@@ -151,6 +158,45 @@ def plane_of(image: Image, window: Window | None) -> NDArray[np.float32]:
     # In double precision to the end: at an intercept of 1e7 float32 knows whole modality units only.
     values = np.asarray(small.values, dtype=np.float64)
     return np.clip((values - low) / (high - low), 0, 1).astype(np.float32)[None]
+
+
+def veil_of(image: Image, window: Window | None) -> Veil:
+    """How much less than the protected model the guard sees of an image, which a header can bring about.
+
+    The first number: how many times as much contrast the model is shown, at most, anywhere between the shadows and the
+    lights of the picture. About 1 where the whole range is shown; 16 where a window shows 8 of 12 bits. Compared are
+    quantiles of both 64 x 64 pictures, which a bright patch does not move. The second: the share of the picture that
+    lies outside of the guard's range (of a `window`) and is shown neither black nor white.
+
+    Colour is shown as it is: (1, 0). Raises ValueError for an image that has no range (`range_of`).
+    """
+    plane = plane_of(image, window)[0]
+    if image.pixels.shape[0] != 1:
+        return 1.0, 0.0
+    shown = averaged(image.pixels[0])
+    if not np.isfinite(shown).all():
+        return 0.0, 0.0  # the score will be no number either, and be held for that
+    is_outside = (plane <= 0) | (plane >= 1)
+    hidden = float((is_outside & (shown > _FAINT) & (shown < 1 - _FAINT)).mean())
+    if ((shown - shown.mean()) * (plane - plane.mean())).sum() < 0:
+        shown = 1 - shown
+    levels = np.quantile(plane, _QUANTILES)
+    pairs = [(i, j) for i, j in _PAIRS if levels[i] > 0 and levels[j] < 1]
+    if not pairs:  # all of it at the ends: no picture for the guard, and so much the worse if the model has one
+        return (math.inf if hidden else 0.0), hidden
+    model = np.quantile(shown, _QUANTILES)
+    return float(max((model[j] - model[i]) / (levels[j] - levels[i] + _FAINT) for i, j in pairs)), hidden
+
+
+def veils(ranges: Sequence[Range]) -> dict[Kind, Veil]:
+    """The thickest veil of each (kind, low, high)."""
+    return {(kind, low, high): (gain, hidden) for kind, low, high, gain, hidden in ranges}
+
+
+def is_covered(kind: Kind, veil: Veil, thickest: Mapping[Kind, Veil]) -> bool:
+    """Whether an image of this kind and veil is like those that were enrolled. NaN is not."""
+    bound = thickest.get(kind)
+    return bound is not None and veil[0] <= bound[0] and veil[1] <= bound[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +258,7 @@ class Guard:
         self.dtype = fast_dtype(device)
         self._network = fused(network).to(self.dtype).to(device)
         self._needed = settings.needed()
-        self._ranges = frozenset(settings.ranges)
+        self._veils = veils(settings.ranges)
 
     @classmethod
     def from_tensors(
@@ -240,16 +286,18 @@ class Guard:
     def planes(self, images: Sequence[Image]) -> Tensor:
         """Miniatures in the guard's fixed range, clipped: (N, 1, 64, 64) in [0, 1].
 
-        All NaN, which gets no vote, where the range of an image is none of those that were enrolled.
+        All NaN, which gets no vote, where an image is not like those that were enrolled.
         """
-        window = self.settings.window
         rows = [
-            plane_of(image, window)
-            if range_of(image, window) in self._ranges
-            else np.full((1, SIDE, SIDE), np.nan, np.float32)
+            plane_of(image, self.settings.window) if self.is_enrolled(image) else np.full((1, SIDE, SIDE), np.nan)
             for image in images
         ]
-        return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, 1, SIDE, SIDE)
+        return torch.from_numpy(np.stack(rows).astype(np.float32)) if rows else torch.empty(0, 1, SIDE, SIDE)
+
+    def is_enrolled(self, image: Image) -> bool:
+        """Whether clean images of the enrolment had this range, and as thick a veil."""
+        found = range_of(image, self.settings.window)
+        return found is not None and is_covered(found, veil_of(image, self.settings.window), self._veils)
 
     def logits(self, noisy: Tensor) -> Tensor:
         """Log-odds (n, questions, classes) of planes with their noise on them; gradients flow to the planes."""

@@ -81,7 +81,7 @@ class Scorer:
         self._planes = bundle.inference.input.planes
         given = bundle.inference.input.mean, bundle.inference.input.std
         self._canonical = Classifier(fused(bundle.network), *given).eval()
-        dtype = _path_dtype(self.device)
+        dtype = fast_dtype(self.device)
         self._fast = self._answering = self._canonical
         if self.device.type != "cpu":
             # TensorFloat-32 keeps ten bits of a mantissa: as coarse as an attack.
@@ -122,6 +122,11 @@ class Scorer:
         """True where the fast path is the canonical one: every score is exact."""
         return self._fast is self._canonical
 
+    @property
+    def chunk(self) -> int:
+        """How many copies go through the network at once on the fast path."""
+        return _CHUNK if self.device.type == "cpu" else _DEVICE_CHUNK
+
     def _enrol(self, enrolled: Enrolled) -> None:
         statement = enrolled.statement
         shape = (self.head.questions, self.head.classes)
@@ -133,6 +138,16 @@ class Scorer:
                     f"the enrolment of bundle {self.name} does not fit its labels or noise levels.",
                     advice="Enrol this bundle again.",
                 )
+        if statement.tolerance.path != self.path and not self.has_one_path:
+            _log.warning(
+                "Bundle %s was enrolled on the path '%s', this is '%s': every score takes the canonical path, which is"
+                " slower. Enrol it again on this machine.",
+                self.name,
+                statement.tolerance.path,
+                self.path,
+            )
+            self._fast = self._answering = self._canonical
+            self.device = torch.device("cpu")
         self.enrolment = statement
         self.enrolment_sha256 = enrolled.sha256
         self.thresholds = statement.thresholds()
@@ -150,15 +165,6 @@ class Scorer:
                     f"the enrolment of bundle {self.name} is calibrated for a {name} that it does not hold.",
                     advice="Enrol this bundle again.",
                 )
-        if statement.tolerance.path != self.path and not self.has_one_path:
-            _log.warning(
-                "Bundle %s was enrolled on the path '%s', this is '%s': every score takes the canonical path, which is"
-                " slower. Enrol it again on this machine.",
-                self.name,
-                statement.tolerance.path,
-                self.path,
-            )
-            self._fast, self.device = self._canonical, torch.device("cpu")
         self._try_out_enrolment()
 
     def _try_out_enrolment(self) -> None:
@@ -417,11 +423,6 @@ def _recorded(vote: Vote, guard: Guard) -> GuardVote:
         sigma=guard.settings.sigma,
         alpha=guard.settings.alpha,
     )
-
-
-def _path_dtype(device: torch.device) -> torch.dtype:
-    """What the fast path computes in."""
-    return torch.float32 if device.type == "cpu" else fast_dtype(device)
 
 
 def _device(name: str) -> torch.device:

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from dicomguard import phantom
 from dicomguard.cli import compose
 from dicomguard.cli.app import app
-from dicomguard.cli.enrolling import _read_labels
+from dicomguard.cli.enrolling import _match, _read_labels
 from dicomguard.config import load
 from dicomguard.errors import BundleError
 from dicomguard.scoring.head import Head, HeadKind
@@ -63,6 +64,7 @@ def test_a_folder_of_files_becomes_an_enrolment(copy, tmp_path):
     code, _, (made,) = run("enrol", copy, "--clean", clean, *words)
     assert code == 0
     assert made["clean_set"]["images"] == made["clean_set"]["patients"] == 200
+    assert (made["clean_set"]["left_out"], made["clean_set"]["unreadable"]) == (0, 1)
     assert made["clean_set"]["source"] == "200 images of this site"
     parts = [made["clean_set"][name] for name in ("distilled", "validation", "reference", "held_back")]
     assert sum(parts) == 200
@@ -144,9 +146,19 @@ def table(tmp_path, text, encoding="utf-8"):
     return path
 
 
-def test_labels_are_read_by_file_name(tmp_path):
+def test_labels_are_read_for_each_file(tmp_path):
     path = table(tmp_path, "file,label\na/1.dcm,mass|effusion\n2.dcm, nodule \n3.dcm,\n")
-    assert _read_labels(path, FINDINGS) == {"1.dcm": (1, 1, 0), "2.dcm": (0, 0, 1), "3.dcm": (0, 0, 0)}
+    assert _read_labels(path, FINDINGS) == {"a/1.dcm": (1, 1, 0), "2.dcm": (0, 0, 1), "3.dcm": (0, 0, 0)}
+
+
+def test_a_label_is_for_the_only_file_of_that_name_or_for_a_path(tmp_path):
+    files = [tmp_path / name for name in ("a/1.dcm", "b/1.dcm", "b/2.dcm")]
+    read = {"a/1.dcm": (1,), "b/1.dcm": (0,), "2.dcm": (1,), "elsewhere.dcm": (0,)}
+    assert _match(Path("t.csv"), read, tmp_path, files) == dict(zip(files, [(1,), (0,), (1,)], strict=True))
+    with pytest.raises(BundleError, match="the name of 2 files"):
+        _match(Path("t.csv"), {"1.dcm": (1,)}, tmp_path, files)
+    with pytest.raises(BundleError, match="names no file"):
+        _match(Path("t.csv"), {"3.dcm": (1,)}, tmp_path, files)
 
 
 def test_a_table_from_a_spreadsheet_is_read(tmp_path):
@@ -160,6 +172,7 @@ def test_a_table_from_a_spreadsheet_is_read(tmp_path):
         ("", "lacks the columns file,label"),
         ("file,label\n1.dcm,mass\n2.dcm,tumour\n", "line 3: 'tumour' is none of the labels"),
         ("label,file\nmass\n", "line 2: there is no file"),
+        ("file,label\n1.dcm,mass\n1.dcm,mass\n1.dcm,nodule\n", "line 4: 1.dcm has another label"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_named_with_its_line(tmp_path, text, words):

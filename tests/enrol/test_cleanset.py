@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dicomguard.enrol.cleanset import SHARES, Clean, Gathered, Part, is_reference, part_of
 from dicomguard.pixels.miniature import Miniature
-from dicomguard.scoring.guard import Guard, GuardNetwork
+from dicomguard.scoring.guard import Guard, GuardNetwork, veil_of
 from dicomguard.scoring.scorer import Scorer
 from tests.scoring.small import GUARD, gray_image, write_small
 
@@ -142,9 +142,13 @@ def test_an_image_that_no_guard_could_look_at_is_left_out_and_counted(scorer: Sc
     gathered.add_all([bare, bare])
     assert (gathered.images, gathered.digests, gathered.ranges()) == (0, set(), ())
     assert gathered.left_out == {bare.key}
-    with pytest.raises(ValueError, match="no plane"):
-        gathered.add(bare)
-    assert gathered.images == len(gathered.parts[Part.REFERENCE].pixels) == 0
+    # Where no guard is wanted the node would score it, and so must the enrolment.
+    scored = Gathered(scorer, None, wants_guard=False)
+    scored.add_all([bare, clean(2)])
+    assert (scored.images, scored.left_out) == (2, set())
+    planes = scored.parts[Part.REFERENCE].batch([0, 1]).planes
+    assert planes is not None
+    assert planes.isnan().all((1, 2, 3)).tolist() == [True, False]
 
 
 def ranged(number: int, part: Part, kind: str, low: float, high: float, *, has_table: bool = False) -> Clean:
@@ -154,29 +158,46 @@ def ranged(number: int, part: Part, kind: str, low: float, high: float, *, has_t
     return replace(given, image=replace(given.image, photometric_interpretation=kind, miniature=small))
 
 
-def test_ranges_are_those_of_all_parts_once_and_in_order(scorer: Scorer) -> None:
+def test_ranges_are_those_of_all_parts_but_the_held_back_one(scorer: Scorer) -> None:
     items = [
         ranged(1, Part.REFERENCE, "MONOCHROME2", 0.0, 4095.0),
         ranged(2, Part.HELD_BACK, "MONOCHROME2", -1024.0, 3071.0),
         ranged(3, Part.DISTILLED, "MONOCHROME1", 0.0, 4095.0),
         ranged(4, Part.VALIDATION, "MONOCHROME2", 0.0, 4095.0, has_table=True),
-        ranged(5, Part.REFERENCE, "MONOCHROME2", 0.0, 4095.0),
+        replace(ranged(1, Part.HELD_BACK, "MONOCHROME2", 0.0, 4095.0), patient="5", sha256="5" * 64),
     ]
-    expected = (
-        ("MONOCHROME1", 0.0, 4095.0),
-        ("MONOCHROME2", -1024.0, 3071.0),
-        ("MONOCHROME2", 0.0, 4095.0),
-        ("MONOCHROME2/LUT", 0.0, 4095.0),
-    )
+    expected = [("MONOCHROME1", 0.0, 4095.0), ("MONOCHROME2", 0.0, 4095.0), ("MONOCHROME2/LUT", 0.0, 4095.0)]
     for order in (items, items[::-1]):
         gathered = Gathered(scorer, None)
         gathered.add_all(order)
-        assert gathered.ranges() == expected
+        found = gathered.ranges()
+        assert [one[:3] for one in found] == expected
+        gathered.hide(found)
+        held_back = gathered.parts[Part.HELD_BACK]
+        planes = held_back.batch(range(2)).planes
+        assert planes is not None
+        hidden = {item.patient: bool(plane.isnan().all()) for item, plane in zip(held_back.items, planes, strict=True)}
+        assert hidden == {items[1].patient: True, items[4].patient: False}
+        others = [part.batch([0]).planes for name, part in gathered.parts.items() if name is not Part.HELD_BACK]
+        assert all(one is not None and one.isfinite().all() for one in others)
     # A fixed range in modality units has no place for values behind a table.
     fixed = Gathered(scorer, (0.0, 4095.0))
     fixed.add_all(items)
-    assert fixed.ranges() == expected[:3]
+    assert [one[:3] for one in fixed.ranges()] == expected[:2]
     assert fixed.left_out == {items[3].key}
+
+
+def test_the_thickest_veil_of_a_kind_is_enrolled(scorer: Scorer) -> None:
+    gathered = Gathered(scorer, None)
+    gathered.add_all([clean(n) for n in range(4)])
+    gathered.add_all([clean(n, part=Part.HELD_BACK) for n in range(4, 8)])
+    (only,) = gathered.ranges()
+    gains = [veil_of(gray_image(n), None)[0] for n in range(8)]
+    assert only[3] == pytest.approx(1.05 * max(gains[:4]))
+    gathered.hide((("MONOCHROME2", 0.0, 4095.0, sorted(gains[4:])[1], 0.01),))
+    planes = gathered.parts[Part.HELD_BACK].batch(range(4)).planes
+    assert planes is not None
+    assert int(planes.isnan().all((1, 2, 3)).sum()) == 2
 
 
 @pytest.mark.parametrize("window", [None, (1000.0, 3000.0)])

@@ -90,7 +90,7 @@ def test_two_paths_are_compared_and_belong_together(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_path_dtype", lambda _device: torch.bfloat16)
+        patched.setattr(module, "fast_dtype", lambda _device: torch.bfloat16)
         scorer = Scorer.load(bundle)
         assert not scorer.has_one_path
         made = enrol(scorer, gather(scorer, COUNTS), "", QUICK, tmp_path, lambda *_: None)
@@ -98,7 +98,7 @@ def test_two_paths_are_compared_and_belong_together(
         assert made.tolerance.statistic > 0
         assert not Scorer.load(bundle, tmp_path).has_one_path
         # An enrolment of one path says nothing about another: the canonical one does all the work.
-        patched.setattr(module, "_path_dtype", lambda _device: torch.float16)
+        patched.setattr(module, "fast_dtype", lambda _device: torch.float16)
         assert Scorer.load(bundle, tmp_path).has_one_path
         assert "every score takes the canonical path" in caplog.text
     caplog.clear()
@@ -195,7 +195,7 @@ def test_the_noise_is_the_smallest_that_a_few_hundred_votes_certify() -> None:
     for eps in (0.001, 0.004, 0.008):
         sigma = sigma_for(eps, 1e-6)
         looks = looks_for(eps, sigma)
-        settings = GuardSettings(sigma=sigma, eps=eps, looks=looks, ranges=(("MONOCHROME2", 0.0, 4095.0),))
+        settings = GuardSettings(sigma=sigma, eps=eps, looks=looks, ranges=(("MONOCHROME2", 0.0, 4095.0, 2.0, 0.0),))
         assert settings.needed()[0] <= looks[0] <= 250
 
 

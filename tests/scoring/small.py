@@ -25,7 +25,7 @@ from dicomguard.scoring.study_test import StudyCalibration
 BINARY = ("normal", "opacity")
 # Certifies next to nothing, but soon: the guard was never taught.
 GUARD = GuardSettings(
-    sigma=1.0, eps=0.0001, alpha=1e-3, looks=(16, 32), width=4, ranges=(("MONOCHROME2", 0.0, 4095.0),)
+    sigma=1.0, eps=0.0001, alpha=1e-3, looks=(16, 32), width=4, ranges=(("MONOCHROME2", 0.0, 4095.0, 2.0, 0.0),)
 )
 
 

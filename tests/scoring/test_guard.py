@@ -33,12 +33,13 @@ from dicomguard.scoring.guard import (
     output_count,
     plane_of,
     range_of,
+    veil_of,
 )
 from tests.pixels.conftest import build
 
 BINARY = head.Head(head.HeadKind.SOFTMAX, ("normal", "opacity"))
 CPU = torch.device("cpu")
-RANGES = (("MONOCHROME2", 0.0, 4095.0),)
+RANGES = (("MONOCHROME2", 0.0, 4095.0, 2.0, 1.0),)
 SETTINGS = GuardSettings(sigma=0.5, eps=0.004, alpha=1e-3, looks=(64, 400, 1200), ranges=RANGES)
 SEED = bytes(range(32))
 
@@ -303,7 +304,7 @@ def test_a_change_within_eps_moves_the_plane_within_eps(
 
 
 def test_a_fixed_window_clips_and_the_headers_own_range_does_not_matter() -> None:
-    fixed = {"window": (-100.0, 300.0), "ranges": (("MONOCHROME2", -32768.0, 32767.0),)}
+    fixed = {"window": (-100.0, 300.0), "ranges": (("MONOCHROME2", -32768.0, 32767.0, 200.0, 1.0),)}
     guard = Guard(SETTINGS.model_copy(update=fixed), GuardNetwork(1, 4), BINARY, CPU)
     stored = np.full((64, 64), 100.0)
     stored[0, 0], stored[0, 1] = -5000, 5000
@@ -363,12 +364,57 @@ def test_more_bits_stored_show_the_model_the_same_picture_and_the_guard_none() -
     """The attack that ranges are for: with its range taken as it comes, the blanked image would be certified."""
     blanked = read(STORED, bits=16)
     np.testing.assert_allclose(blanked.pixels, PLAIN.pixels, atol=1e-6)
-    trusting = certifying(ranges=(("MONOCHROME2", 0.0, 65535.0),))
+    trusting = certifying(ranges=(("MONOCHROME2", 0.0, 65535.0, 20.0, 0.0),))
     (plane,) = trusting.planes([blanked])
     assert float(plane.max()) < 1 / 16
     assert trusting.vote(plane, (1,), SEED).outcome is Outcome.CERTIFIED
     guard = certifying()
     assert guard.vote(guard.planes([blanked])[0], (1,), SEED).outcome is Outcome.UNENROLLED
+
+
+DIM = np.random.default_rng(1).integers(0, 256, (8, 8)).repeat(10, 0).repeat(9, 1)  # shadows and lights, not noise
+
+
+@pytest.mark.parametrize("patch", [0.0, 0.04, 0.2])
+def test_a_picture_that_only_a_window_brings_out_gets_no_vote(patch: float) -> None:
+    """8 bits in a header of 12, which the site has as well: the model sees the same picture, the guard a sixteenth."""
+    eight = images(build(DIM, bits=8, allocated=8, WindowCenter="128", WindowWidth="256"))[0]
+    stored = DIM.copy()
+    stored[:, : round(patch * stored.shape[1])] = 4095  # a bright patch beside it
+    twelve = images(build(stored, bits=12, WindowCenter="128", WindowWidth="256"))[0]
+    if not patch:
+        np.testing.assert_allclose(twelve.pixels, eight.pixels, atol=0.005)
+    guard = certifying(ranges=(("MONOCHROME2", 0.0, 255.0, 1.1, 0.0), ("MONOCHROME2", 0.0, 4095.0, 1.1, 0.0)))
+    assert guard.planes([eight]).isfinite().all()
+    assert guard.planes([twelve]).isnan().all()
+    assert veil_of(twelve, None)[0] > 5
+    # Written honestly in 12 bits it is seen.
+    honest = images(build(stored.clip(0, 255) * 16, bits=12, WindowCenter="2048", WindowWidth="4096"))[0]
+    assert guard.planes([honest]).isfinite().all()
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@given(st.floats(0.3, 12), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=25)
+def test_the_veil_is_the_gain_of_the_window(photometric: str, gain: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    width = 4096 / gain
+    top = min(width, 4095)
+    stored = rng.uniform(0, top, (6, 6)).repeat(12, 0).repeat(12, 1).astype(np.int64)
+    header = {"WindowCenter": str(width / 2), "WindowWidth": str(width)}
+    found = veil_of(images(build(stored, bits=12, photometric=photometric, **header))[0], None)
+    assert found[0] <= gain * 1.05 + 0.02
+    assert found[0] >= 0.5 * gain
+    assert found[1] == 0
+
+
+def test_a_picture_outside_of_the_guards_window_is_hidden() -> None:
+    window = (0.0, 2000.0)
+    inside, outside = read(DIM * 7), read(2100 + DIM * 7)
+    guard = certifying(window=window, ranges=(("MONOCHROME2", 0.0, 4095.0, 2.0, 0.1),))
+    assert guard.planes([inside]).isfinite().all()
+    assert guard.planes([outside]).isnan().all()
+    assert veil_of(outside, window) == (math.inf, 1.0)
 
 
 def test_without_ranges_nobody_votes() -> None:
@@ -383,11 +429,12 @@ def test_ranges_are_exact_and_survive_the_enrolment() -> None:
     found = range_of(awkward, None)
     assert found is not None
     assert found[0] == "MONOCHROME2"
-    again = GuardSettings.model_validate_json(SETTINGS.model_copy(update={"ranges": (found,)}).model_dump_json())
-    assert again.ranges == (found,)
+    enrolled = (*found, 2.0, 0.0)
+    again = GuardSettings.model_validate_json(SETTINGS.model_copy(update={"ranges": (enrolled,)}).model_dump_json())
+    assert again.ranges == (enrolled,)
     assert certifying(ranges=again.ranges).planes([awkward]).isfinite().all()
     with pytest.raises(ValidationError):
-        GuardSettings.model_validate({**SETTINGS.model_dump(), "ranges": [("MONOCHROME2", 0.0, math.inf)]})
+        GuardSettings.model_validate({**SETTINGS.model_dump(), "ranges": [("MONOCHROME2", 0.0, math.inf, 1.0, 0.0)]})
 
 
 @pytest.mark.parametrize("window", [None, (-100.0, 300.0)])
@@ -399,7 +446,7 @@ def test_behind_a_table_and_in_colour_a_window_means_nothing(window: tuple[float
     expected = [None, None] if window else [("MONOCHROME2/LUT", 0.0, 4095.0), ("RGB", 0.0, 1.0)]
     assert [range_of(one, window) for one in (tabled, red)] == expected
     assert certifying(window=window).planes([tabled, red]).isnan().all()
-    both = certifying(window=window, ranges=(("MONOCHROME2/LUT", 0.0, 4095.0), ("RGB", 0.0, 1.0)))
+    both = certifying(window=window, ranges=(("MONOCHROME2/LUT", 0.0, 4095.0, 2.0, 0.0), ("RGB", 0.0, 1.0, 1.0, 0.0)))
     assert bool(both.planes([tabled, red]).isnan().all()) is (window is not None)
 
 
@@ -432,7 +479,9 @@ def test_the_slack_of_the_radius_holds_at_large_intercepts(
     window = (intercept + 1000.0, intercept + 3000.0) if is_windowed else None
     moved = stored + change * rng.choice([-1, 1], stored.shape) * (1 if seed % 2 else -1)
     both = [read(values, RescaleIntercept=str(intercept)) for values in (stored, moved)]
-    guard = certifying(window=window, ranges=(range_of(both[0], window),))
+    found = range_of(both[0], window)
+    assert found is not None
+    guard = certifying(window=window, ranges=((*found, 100.0, 1.0),))
     before, after = guard.planes(both)
     eps = change / (2000 if is_windowed else 4095)
     assert float((before - after).norm()) <= SIDE * eps + 1e-4

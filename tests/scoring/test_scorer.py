@@ -222,6 +222,15 @@ def test_nobody_is_left_without_images(enrolled: Scorer) -> None:
     assert enrolled.score(enrolled.prepare([]), []) == []
 
 
+def test_an_enrolment_of_the_cpu_does_all_its_work_there(enrolled_bundle: Path) -> None:
+    """`meta` stands in for a card: whatever is computed on it raises."""
+    expected = Scorer.load(enrolled_bundle)
+    scorer = Scorer.load(enrolled_bundle, device="meta")
+    assert scorer.has_one_path
+    for one, other in zip(scores_of(scorer, 2)[1], scores_of(expected, 2)[1], strict=True):
+        assert one == other
+
+
 # What is no number ---------------------------------------------------------------------------------------------------
 
 
