@@ -1,16 +1,24 @@
 """Try to falsify the certificates of an enrolled bundle, by adaptive attacks that the node itself judges.
 
-Run by scripts/bench soundness. The bases are correctly answered test files. Resumable; see `soundness`.
+Run by scripts/bench soundness. In three stages, each resumable and shared by several processes where they are given
+--shard: a quick vote on every test file (--survey-only) finds where the guard agrees; long votes confirm some of
+either kind (--confirm-only); then the attempts, see `soundness`. Whether the model is right about a file plays no part.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import math
+import shlex
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -21,17 +29,103 @@ from torch import Tensor
 
 from dicomguard.attacks.joint import Budget, Pair
 from dicomguard.decision import Policy, judge_score
-from dicomguard.errors import BundleError
+from dicomguard.errors import BundleError, DicomguardError
 from dicomguard.lab import command
 from dicomguard.lab.datasets import Split
+from dicomguard.lab.figures import share, worded
 from dicomguard.lab.majority import Terms
+from dicomguard.lab.measure import Journal
 from dicomguard.lab.recipes import Case, Recipe
-from dicomguard.lab.soundness import Base, Judged, Soundness, Stored
+from dicomguard.lab.soundness import Base, Judged, Kind, Soundness, Stored
 from dicomguard.lab.stored import read
 from dicomguard.scoring import noise
-from dicomguard.scoring.scorer import Scorer
+from dicomguard.scoring.guard import Outcome
+from dicomguard.scoring.noise import Seeds
+from dicomguard.scoring.scorer import Batch, Scorer
 
 _KEY = b"soundness"  # stands in for a site key that the attacker does not have
+_KINDS: Final[tuple[Kind, ...]] = ("agreeing", "disagreeing")
+_LEAST_ATTEMPTS = 3  # on each base where model and guard disagreed
+
+FILTER = (
+    "Test files, one of each group, in the order of a hash of their names; right and wrong answers alike. Of either"
+    " kind the first whose quick vote says so, the node's own, until so many are confirmed by the long vote. Where too"
+    " few disagree, the other test files of the groups follow, one at most of a group."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Quick:
+    """What a quick vote says of a clean file: agreeing, disagreeing or unenrolled; and whether the model is right."""
+
+    kind: str
+    right: bool
+
+
+class Survey:
+    """Quick votes on clean files, in an order of its own that says nothing about them. Resumable."""
+
+    def __init__(
+        self, vote: Callable[[Case], Quick], path: Path, fingerprint: str, tick: Callable[[], None] = lambda: None
+    ) -> None:
+        """`fingerprint`: of all that `vote` is made of; votes under another one are not reused."""
+        self._vote = vote
+        self._votes = Journal(path, fingerprint)
+        self._tick = tick
+        self._seen: dict[str, None] = {}
+
+    def __call__(self, case: Case) -> Quick:
+        """The vote on one file, from the journal where it is known."""
+        if case.key not in self._votes:
+            found = self._vote(case)
+            self._votes.put(case.key, {"kind": found.kind, "right": found.right})
+        if case.key not in self._seen:
+            self._seen[case.key] = None
+            self._tick()
+        row = self._votes[case.key]
+        return Quick(row["kind"], row["right"])
+
+    def of_kind(self, kind: Kind, cases: Sequence[Case], spares: Sequence[Case] = ()) -> Iterator[Case]:
+        """Files of that kind; then, and only as far as asked for, spares of groups of which none was found yet."""
+        groups = set()
+        for case in (*ordered(cases), *ordered(spares)):
+            if case.group not in groups and self(case).kind == kind:
+                groups.add(case.group)
+                yield case
+
+    def counted(self, cases: Sequence[Case]) -> dict[str, Any]:
+        """How many of these were looked at, of which kind they are, and how often the model is right on each kind."""
+        found = [self(case) for case in cases if case.key in self._seen]
+        return {
+            "files": len(found),
+            "kinds": dict(Counter(one.kind for one in found)),
+            "disagreeing": share([one.kind == "disagreeing" for one in found if one.kind != "unenrolled"]),
+            "right": {kind: share([one.right for one in found if one.kind == kind]) for kind in _KINDS},
+        }
+
+
+def ordered(cases: Sequence[Case]) -> list[Case]:
+    """In the order of a hash of their keys: a recipe may list class after class, and any prefix be one class only."""
+    return sorted(cases, key=lambda case: hashlib.sha256(f"bases/{case.key}".encode()).digest())
+
+
+def confirm(
+    test: Soundness, kind: Kind, candidates: Iterator[Case], base: Callable[[Case], Base], wanted: int
+) -> list[Base]:
+    """Long votes on candidates until `wanted` of them are confirmed to be of this kind, or none is left.
+
+    All that were voted on, those that turned out to be of another kind too.
+    """
+    found: list[Base] = []
+    while more := [base(case) for case in islice(candidates, wanted - len(test.of_kind(found, kind)))]:
+        test.confirm(more)
+        found += more
+    return found
+
+
+def attempts_on_disagreeing(attempts: int, bases: int) -> int:
+    """A tenth of `attempts`, rounded up to whole rounds over the bases, and not less than three on each."""
+    return bases * max(_LEAST_ATTEMPTS, math.ceil(attempts / (10 * bases))) if bases else 0
 
 
 class NodeJudge:
@@ -48,21 +142,36 @@ class NodeJudge:
         """The stored values of a clean file."""
         return Base(case.key, case.make(self._bits).pixel_array.astype(np.int64)[None])
 
+    def quick(self, case: Case) -> Quick:
+        """The model's answer to a clean file and the guard's own vote on it, without the noise check."""
+        batch, seeds = self._read(case.make(self._bits))
+        guard = self.scorer.guard
+        assert guard is not None
+        assert batch.planes is not None
+        answer = tuple(int(c) for c in self.scorer.answer(batch.pixels).log_odds[0].argmax(-1))
+        outcome = guard.vote(batch.planes[0], answer, seeds.guard).outcome
+        kind = {Outcome.DISAGREE: "disagreeing", Outcome.UNENROLLED: "unenrolled"}.get(outcome, "agreeing")
+        return Quick(kind, right=answer == (case.truth,))
+
     def __call__(self, bases: Sequence[Base], stored: Sequence[Stored]) -> list[Judged]:
         """Judge files that hold these stored values."""
         found: list[Judged] = []
         for base, values in zip(bases, stored, strict=True):
             dataset = self._cases[base.key].make(self._bits)
             _put(dataset, values[0])
-            image, digest = read(dataset)
-            seeds = noise.seeds(_KEY, str(dataset.SOPInstanceUID), 0, digest, self.scorer.fingerprint)
-            (score,) = self.scorer.score(self.scorer.prepare([image]), [seeds])
+            batch, seeds = self._read(dataset)
+            (score,) = self.scorer.score(batch, [seeds])
             assert score.guard is not None
             assert self.scorer.thresholds is not None
             judgement = judge_score(score, self.scorer.thresholds, Policy())
             answer = self.scorer.head.answer_of([score.predicted])
             found.append(Judged(answer, score.guard.outcome, judgement.action == "forward"))
         return found
+
+    def _read(self, dataset: Dataset) -> tuple[Batch, Seeds]:
+        image, digest = read(dataset)
+        seeds = noise.seeds(_KEY, str(dataset.SOPInstanceUID), 0, digest, self.scorer.fingerprint)
+        return self.scorer.prepare([image]), seeds
 
     def pair(self) -> Pair:
         """Model and guard as the attacker sees them: everything but the noise that will be drawn."""
@@ -80,58 +189,158 @@ def _put(dataset: Dataset, stored: np.ndarray[Any, np.dtype[np.int64]]) -> None:
     dataset.PixelData = data + b"\0" * (len(data) % 2)
 
 
+@dataclass(frozen=True, slots=True)
+class _Stages:
+    """What the stages work on: test files, the node, and where outcomes are kept."""
+
+    cases: Sequence[Case]
+    spares: Sequence[Case]
+    judge: NodeJudge
+    survey: Survey
+    test: Soundness
+    wanted: dict[Kind, int]
+
+    def candidates(self, kind: Kind) -> Iterator[Case]:
+        """Files of a kind by their quick votes; spares only where there is need of more that disagree."""
+        return self.survey.of_kind(kind, self.cases, self.spares if kind == "disagreeing" else ())
+
+    def survey_all(self, shard: tuple[int, int]) -> None:
+        """Every shard its own files; without one also as many spares as it takes."""
+        for case in self.cases[shard[0] :: shard[1]]:
+            self.survey(case)
+        if shard[1] == 1:
+            self.chosen()
+
+    def chosen(self) -> list[Case]:
+        """As many files of each kind as are wanted, by their quick votes."""
+        return [case for kind, number in self.wanted.items() for case in islice(self.candidates(kind), number)]
+
+    def confirm(self, shard: tuple[int, int]) -> list[Base]:
+        """Long votes on every shard's own part of what is chosen; without one, until enough are confirmed."""
+        if shard[1] > 1:
+            bases = [self.judge.base(case) for case in self.chosen()[shard[0] :: shard[1]]]
+            self.test.confirm(bases)
+            return bases
+        return self.confirmed()
+
+    def confirmed(self) -> list[Base]:
+        """The bases of either kind; those that are in the journal cost nothing."""
+        return [
+            base
+            for kind, number in self.wanted.items()
+            for base in confirm(self.test, kind, self.candidates(kind), self.judge.base, number)
+        ]
+
+    def attack(self, bases: Sequence[Base], attempts: int, shard: tuple[int, int]) -> None:
+        """`attempts` on agreeing bases, and a tenth as many or more on the others, which come first: they are few."""
+        disagreeing = self.test.of_kind(bases, "disagreeing")
+        self.test.attack(disagreeing, attempts_on_disagreeing(attempts, len(disagreeing)), shard=shard)
+        self.test.attack(self.test.of_kind(bases, "agreeing"), attempts, shard=shard)
+
+    def selection(self, bases: Sequence[Base]) -> dict[str, Any]:
+        """What the bases were chosen from, how, and what became of the quick votes by the long ones."""
+        files = {case.key: case for case in (*self.cases, *self.spares)}
+        quick = {base.key: self.survey(files[base.key]) for base in bases}
+        long = self.test.confirm(bases)
+        became = Counter(f"{quick[key].kind}, then {long[key]}" for key in quick)
+        return {
+            "filter": FILTER,
+            "wanted": self.wanted,
+            "test_files": self.survey.counted(self.cases),
+            "spares": self.survey.counted(self.spares),
+            "quick_then_long": dict(became),
+            "right": {kind: share([quick[key].right for key in quick if long[key] == kind]) for kind in _KINDS},
+        }
+
+
 def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Console) -> None:
-    """Attack, and write the report unless this is a shard."""
+    """Survey, confirm, attack, and write the report unless this is a shard or one stage."""
+    shard = command.shard(given.shard)
     scorer = Scorer.load(folder)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        tasks: dict[str, TaskID] = {
+            "files": progress.add_task("quick votes on test files", total=None),
+            "bases": progress.add_task("long votes on clean files", total=given.bases + given.disagreeing),
+            "attempts": progress.add_task("adaptive attempts", total=given.attempts // shard[1]),
+        }
+        stages = _stages(recipe, scorer, given, lambda kind: progress.advance(tasks[kind]))
+        stages.survey_all(shard if given.survey_only else (0, 1))
+        if given.survey_only:
+            return
+        bases = stages.confirm(shard) if given.confirm_only else stages.confirmed()
+        if given.confirm_only:
+            return
+        stages.attack(bases, given.attempts, shard)
+    if shard[1] > 1:
+        return
+    report = {
+        "bundle": scorer.name,
+        "fingerprint": scorer.fingerprint,
+        "enrolment": scorer.enrolment_sha256,
+        "argv": list(given.argv),
+        "command": shlex.join(["scripts/bench", "soundness", *given.argv]),
+        "selection": stages.selection(bases),
+        **stages.test.report(),
+    }
+    given.results.mkdir(parents=True, exist_ok=True)
+    # A control is no result, and must not be found under a result's name.
+    kind = "" if given.budget is None else f"-control-{given.budget:g}"
+    (given.results / f"soundness-{recipe.name}{kind}.json").write_text(json.dumps(report, indent=1) + "\n")
+    _show(report, console)
+
+
+def _stages(recipe: Recipe, scorer: Scorer, given: argparse.Namespace, tick: Callable[[str], None]) -> _Stages:
     bits = recipe.bits[-1]
-    cases = recipe.cases(given.data, Split.TEST)
-    judge = NodeJudge(scorer, cases, bits)
+    cases, spares = recipe.cases(given.data, Split.TEST), recipe.spares(given.data)
+    judge = NodeJudge(scorer, [*cases, *spares], bits)
     guard = scorer.guard
     assert guard is not None
     settings = guard.settings
-    first, step = command.shard(given.shard)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        tasks: dict[str, TaskID] = {
-            "bases": progress.add_task("long votes on clean files", total=given.bases),
-            "attempts": progress.add_task("adaptive attempts", total=given.attempts // step),
-        }
-        test = Soundness(
+    if given.budget == settings.eps:
+        raise DicomguardError(
+            f"{given.budget:g} is the certificate's own budget, so this would be no control.",
+            advice="Leave out --budget to test the certificates, or name another one.",
+        )
+    identity, work = f"{scorer.fingerprint}/{scorer.enrolment_sha256}", given.work / scorer.name
+    return _Stages(
+        cases,
+        spares,
+        judge,
+        Survey(judge.quick, work / "soundness-survey.jsonl", f"{identity}/{bits}", lambda: tick("files")),
+        Soundness(
             judge.pair(),
             judge,
             Terms(eps=settings.eps, alpha=settings.alpha, draws=given.draws),
-            Budget(eps=given.budget or settings.eps, levels=2**bits - 1),
-            work=given.work / f"{scorer.name}-{given.budget or settings.eps:g}",
-            fingerprint=f"{scorer.fingerprint}/{scorer.enrolment_sha256}",
-            tick=lambda kind: progress.advance(tasks[kind]),
-        )
-        answers = (scorer.answer(scorer.prepare([case.image(bits)]).pixels).log_odds.argmax(-1)[0] for case in cases)
-        right = (case for case, answer in zip(cases, answers, strict=True) if tuple(answer) == (case.truth,))
-        bases = [judge.base(case) for case, _ in zip(right, range(given.bases), strict=False)]
-        test.confirm(bases[first::step] if given.confirm_only else bases)
-        if given.confirm_only:
-            return
-        # Bases where model and guard disagreed come first: their flips are counted apart, and there are few of them.
-        disagreeing, agreeing = test.of_kind(bases, "disagreeing"), test.of_kind(bases, "agreeing")
-        test.attack(disagreeing, min(given.attempts // 10, 20 * len(disagreeing)), shard=(first, step))
-        test.attack(agreeing, given.attempts, shard=(first, step))
-        if step > 1:
-            return
-        report = {"bundle": scorer.name, "enrolment": scorer.enrolment_sha256, **test.report()}
-    report["command"] = f"scripts/bench soundness {recipe.name} --attempts {given.attempts}"
-    given.results.mkdir(parents=True, exist_ok=True)
-    (given.results / f"soundness-{recipe.name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    console.print_json(data={name: report[name] for name in ("bases", "attempts", "flipped", "a", "b", "c", "sound")})
+            Budget(eps=settings.eps if given.budget is None else given.budget, levels=2**bits - 1),
+            work=work,
+            fingerprint=identity,
+            tick=tick,
+        ),
+        {"agreeing": given.bases, "disagreeing": given.disagreeing},
+    )
+
+
+def _show(report: dict[str, Any], console: Console) -> None:
+    console.print_json(data={name: report[name] for name in ("bases", "attempts_by_kind", "a", "sound")})
+    for name in ("b", "c", "undetected"):
+        for unit, found in report[name].items():
+            console.print(f"{name} {unit.replace('_', ' ')}: {worded(found)}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line of scripts/bench soundness."""
     parser = command.shardable(command.parser("soundness", "Try to falsify certificates."))
-    parser.add_argument("--attempts", type=int, default=2000)
-    parser.add_argument("--bases", type=int, default=40)
+    parser.add_argument("--attempts", type=int, default=2000, help="on agreeing bases; a tenth more on the others")
+    parser.add_argument("--bases", type=int, default=40, help="clean files on which model and guard agree")
+    parser.add_argument("--disagreeing", type=int, default=30, help="clean files on which they do not, at most")
     parser.add_argument("--draws", type=int, default=100_000, help="noise draws of each long vote")
-    parser.add_argument("--budget", type=float, help="attack with another budget than the certificate's: a control")
-    parser.add_argument("--confirm-only", action="store_true", help="make the long votes only")
-    return command.execute(run, parser.parse_args(arguments))
+    parser.add_argument("--budget", type=float, help="a control: attack with another budget than the certificate's")
+    parser.add_argument("--survey-only", action="store_true", help="make the quick votes only")
+    parser.add_argument("--confirm-only", action="store_true", help="make the quick and the long votes only")
+    argv = sys.argv[1:] if arguments is None else arguments
+    given = parser.parse_args(argv)
+    given.argv = argv
+    return command.execute(run, given)
 
 
 if __name__ == "__main__":

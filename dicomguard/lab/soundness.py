@@ -3,12 +3,14 @@
 Bases are clean images whose smoothed answer G is confirmed by a long vote. Each attempt ends as stored values within
 the budget. Counted apart:
 
-(a) certificates that contradict G of their base. One that a long re-vote with fresh draws certifies again falsifies the
-    guard; the others are its chance of error, and are held against Binomial(judged, alpha);
-(b) from bases where the model f and G disagreed already, flips that are certified: not covered by the promise;
+(a) from bases where the model f and G agreed, certificates that contradict G of the base. One that a long re-vote with
+    fresh draws certifies again falsifies the guard; the others are its chance of error, and are held against
+    Binomial(judged, alpha);
+(b) from bases where f and G disagreed already, flips that are certified: not covered by the promise;
 (c) from bases where they agreed, flips that are UNCERTIFIED and that the node's policy lets pass.
 
-With a budget larger than the certificate's eps this is a control: it shows that the attack works, and proves nothing.
+With another budget than the certificate's eps this is a control: a larger one shows that the attack works, and proves
+nothing.
 """
 
 from __future__ import annotations
@@ -80,9 +82,10 @@ class Soundness:
         self._tactics = tuple(tactics)
         self._device = torch.device(device)
         self._tick = tick
-        belongs = hashlib.sha256(repr((fingerprint, terms, budget, self._tactics)).encode()).hexdigest()
-        self._bases = Journal(work / "soundness-bases.jsonl", belongs)
-        self._attempts = Journal(work / "soundness-attempts.jsonl", belongs)
+        # A control attacks the same bases: their votes do not depend on how far an attack may go.
+        voted = fingerprint, terms, budget.levels
+        self._bases = Journal(work / "soundness-bases.jsonl", _sha256(repr(voted)))
+        self._attempts = Journal(work / "soundness-attempts.jsonl", _sha256(repr((voted, budget, self._tactics))))
         self._seen: dict[str, None] = {}  # keys in order, each once
         self._made: dict[str, None] = {}
 
@@ -225,6 +228,10 @@ class _Attempt:
     def tactic(self, tactics: Sequence[Tactic]) -> Tactic:
         """Every base begins at another tactic and then goes round."""
         return tactics[(self.number + _seed(self.base.key)) % len(tactics)]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _seed(text: str) -> int:

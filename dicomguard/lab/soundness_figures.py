@@ -19,33 +19,33 @@ _TOO_MANY = 1e-3  # so unlikely a number of unconfirmed certificates that the gu
 def report(
     bases: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], terms: Terms, budget: Budget
 ) -> dict[str, Any]:
-    """Counts and rates of judged bases and attempts, as journal rows. `sound` is None where nothing was tested."""
+    """Counts and rates of judged bases and attempts, as journal rows.
+
+    Only attempts on agreeing bases on which the node asked the guard count as `judged` in (a); what contradicts a
+    confirmed base that disagreed is no less a fault, and stands in `from_disagreeing`. `sound` is None where nothing
+    was tested, or where the budget is not the certificate's.
+    """
     agreeing = [row for row in rows if row["kind"] == "agreeing"]
     disagreeing = [row for row in rows if row["kind"] == "disagreeing"]
     flips = [row for row in agreeing if row["flipped"]]
-    judged = [row for row in rows if row["judged"] and row["kind"] != "undecided"]
-    contradicting = sum(row["contradicts"] for row in judged)
-    falsified = sum(row["again"] for row in judged)
-    chance = float(stats.binom.sf(contradicting - 1, len(judged), terms.alpha)) if contradicting else 1.0
-    control = budget.eps > terms.eps
+    a, elsewhere = _contradictions(agreeing, terms.alpha), _contradictions(disagreeing, terms.alpha)
+    control, is_larger = budget.eps != terms.eps, budget.eps > terms.eps
+    is_kept = all(one["certified_again"] == 0 and one["binomial_p"] > _TOO_MANY for one in (a, elsewhere))
     return {
         "terms": asdict(terms),
         "budget": asdict(budget),
         "control": control,
         "bases": dict(Counter(row["kind"] for row in bases)),
-        "clean_certified": share([row["outcome"] == "CERTIFIED" for row in bases]),
-        "clean_disagreeing": share([row["kind"] == "disagreeing" for row in bases if row["kind"] != "undecided"]),
+        "clean_outcomes": {
+            kind: dict(Counter(row["outcome"] for row in bases if row["kind"] == kind))
+            for kind in sorted({row["kind"] for row in bases})
+        },
         "attempts": len(rows),
+        "attempts_by_kind": dict(Counter(row["kind"] for row in rows)),
         "flipped": share([row["flipped"] for row in agreeing]),
         "largest_change": max((row["change"] for row in rows), default=0),
-        "a": {
-            "judged": len(judged),
-            "contradicting": contradicting,
-            "certified_again": falsified,
-            "falsifications": None if control else falsified,
-            "expected_by_chance": len(judged) * terms.alpha,
-            "binomial_p": chance,
-        },
+        "a": a | {"falsifications": None if is_larger else a["certified_again"]},
+        "from_disagreeing": elsewhere,
         "b": _rates(disagreeing, lambda row: row["flipped"] and row["outcome"] == "CERTIFIED"),
         "c": _rates(agreeing, lambda row: row["flipped"] and row["outcome"] == "UNCERTIFIED" and row["passes"]),
         "undetected": _rates(agreeing, lambda row: row["flipped"] and row["passes"]),
@@ -57,7 +57,21 @@ def report(
             }
             for tactic in sorted({row["tactic"] for row in agreeing})
         },
-        "sound": None if control or not flips else falsified == 0 and chance > _TOO_MANY,
+        "sound": None if control or not a["judged"] else is_kept,
+    }
+
+
+def _contradictions(rows: Sequence[dict[str, Any]], alpha: float) -> dict[str, Any]:
+    """Certificates against G of the base among what the guard was asked about, and how likely chance makes so many."""
+    judged = [row for row in rows if row["judged"] and row["outcome"] != "UNENROLLED"]
+    contradicting = sum(row["contradicts"] for row in judged)
+    chance = float(stats.binom.sf(contradicting - 1, len(judged), alpha)) if contradicting else 1.0
+    return {
+        "judged": len(judged),
+        "contradicting": contradicting,
+        "certified_again": sum(row["again"] for row in judged),
+        "expected_by_chance": len(judged) * alpha,
+        "binomial_p": chance,
     }
 
 
