@@ -235,7 +235,7 @@ def _make_guard(
     gathered.hide(ranges)
     kept = _kept_guard(wishes.keep, settings, len(clean), scorer)
     if kept is not None:
-        return Guard.from_tensors(settings, kept, scorer.head, scorer.device), kept, ()
+        return Guard.from_tensors(settings, kept, scorer.head, scorer.device), kept, _kept_shares(wishes.keep, gathered)
     taught = lessons(scorer, clean, wishes.distillation, advance)
     shares = []
     tested = gathered.parts[Part.HELD_BACK]
@@ -261,6 +261,13 @@ def _kept_guard(
     if not same or earlier != settings:
         return None
     return {name: tensor for name, tensor in keep.tensors.items() if name.startswith("guard.")}
+
+
+def _kept_shares(keep: Enrolled | None, gathered: Gathered) -> tuple[CertifiedShare, ...]:
+    """What smaller guards of the same clean set were found to certify."""
+    if keep is None or keep.statement.clean_set.sha256 != gathered.sha256():
+        return ()
+    return tuple(share for share in keep.statement.certified if share.distilled in SHARE_STEPS)
 
 
 def _named(advance: Advance, name: str) -> Advance:
