@@ -122,8 +122,15 @@ def _studies(e: Enrolment) -> Iterator[str]:
     yield f"The same holds, for each look at it, for a clean study as a whole of {sizes} image(s)."
     yield (
         f"**No promise above {covered[-1][1]} image(s)**, nor between those: too few clean studies of such sizes were"
-        f" enrolled ({_needed(e.alpha)} are needed for each band). They are judged by an extrapolated tail."
+        f" enrolled ({_needed(e.alpha)} are needed for each band)."
     )
+    if e.studies is not None:
+        judged = ", ".join(_span(low, high) for low, high in e.studies.judged())
+        yield (
+            f"Studies of {judged} image(s) are judged all the same, where there is no promise by an extrapolated tail."
+            " **Of any other size they are held** (`policy.unknown_size`): the clean studies cannot speak for them, and"
+            " whoever sends a study could hide one image among many."
+        )
     yield ""
     if e.studies is not None:
         yield "| images in the study | clean studies |"
@@ -196,7 +203,8 @@ def _self_test(e: Enrolment) -> Iterator[str]:
         yield f"| {trial.attack} | {trial.tried} | {trial.flipped} | {auroc} | {trial.flagged} |"
     yield ""
     if e.studies is not None:
-        sizes = _DILUTED
+        spans = e.studies.judged()
+        sizes = [n for n in _DILUTED if any(low <= n <= high for low, high in spans)]
         yield "One attacked image in a study of clean ones that raise no suspicion at all; of those attacked, held:"
         yield ""
         yield f"| images in the study | {' | '.join(map(str, sizes))} |"
