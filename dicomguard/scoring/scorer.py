@@ -127,11 +127,6 @@ class Scorer:
         """How many copies go through the network at once on the fast path."""
         return _CHUNK if self.device.type == "cpu" else _DEVICE_CHUNK
 
-    @property
-    def chunk(self) -> int:
-        """How many copies go through the network at once on the fast path."""
-        return _CHUNK if self.device.type == "cpu" else _DEVICE_CHUNK
-
     def _enrol(self, enrolled: Enrolled) -> None:
         statement = enrolled.statement
         shape = (self.head.questions, self.head.classes)
