@@ -1,7 +1,11 @@
-"""What was seen of many images, one line of JSON each, so that a long measurement goes on where it was interrupted."""
+"""What was seen of many images, one line of JSON each, so that a long measurement goes on where it was interrupted.
+
+What is kept is named by all that it rests on: after a change of any of it nothing old matches, and all is made anew.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +13,28 @@ from typing import Any
 
 import numpy as np
 
+import dicomguard
 from dicomguard.scoring.calibration import Evidence
 from dicomguard.scoring.consistency import Draw, Observation
+
+
+def name_of(*facts: Any) -> str:
+    """Twelve hex digits that stand for `facts`, values that JSON knows, for the names of what is kept."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def source_digest(*packages: str) -> str:
+    """SHA-256 over the sources of parts of dicomguard, such as `attacks`: what their results were made by."""
+    root = Path(dicomguard.__file__).parent
+    total = hashlib.sha256()
+    for package in packages:
+        sources = sorted((root / package).rglob("*.py"))
+        if not sources:
+            raise ValueError(f"dicomguard has no part {package}")
+        for path in sources:
+            total.update(f"{path.relative_to(root).as_posix()}\n".encode())
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
 
 
 class Journal:

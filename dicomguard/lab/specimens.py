@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from dicomguard.attacks.forge import forge
 from dicomguard.attacks.native import native_margins
 from dicomguard.attacks.suite import SUITE
-from dicomguard.lab.measure import Journal, to_evidence, to_row
+from dicomguard.lab.measure import Journal, source_digest, to_evidence, to_row
 from dicomguard.lab.recipes import Case, batches
 from dicomguard.lab.stored import read
 from dicomguard.pixels.image import Image
@@ -53,11 +53,17 @@ class Specimens:
         self._journals: dict[str, Journal] = {}
 
     def journal(self, kind: str) -> Journal:
-        """The results of one kind (`clean`, or an attack's name), for this very bundle and enrolment."""
+        """The results of one kind (`clean`, or an attack's name).
+
+        They belong to this very bundle, enrolment and path of computation; those of an attack to its source, too.
+        """
         if kind not in self._journals:
             name = kind.replace(" ", "-").replace(".", "")
             path = self._work / f"{self.scorer.name}-{self.bits}-{name}.jsonl"
-            self._journals[kind] = Journal(path, f"{self.scorer.fingerprint}/{self.scorer.enrolment_sha256}")
+            made_by = [self.scorer.fingerprint, str(self.scorer.enrolment_sha256), self.scorer.path]
+            if kind != "clean":
+                made_by.append(source_digest("attacks"))
+            self._journals[kind] = Journal(path, "/".join(made_by))
         return self._journals[kind]
 
     def look_at_clean(self, cases: Sequence[Case]) -> None:

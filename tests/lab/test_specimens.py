@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dicomguard import phantom
+from dicomguard.lab import specimens
 from dicomguard.lab.recipes import Case
 from dicomguard.lab.specimens import Specimens
 from dicomguard.lab.stored import read
@@ -41,11 +42,11 @@ def cases(scorer: Scorer) -> list[Case]:
 
 def test_clean_files_are_looked_at_once(scorer: Scorer, cases: list[Case], tmp_path: Path) -> None:
     ticks: list[str] = []
-    specimens = Specimens(scorer, 12, tmp_path, ticks.append)
-    specimens.look_at_clean(cases[:5])
-    specimens.look_at_clean(cases)
+    made = Specimens(scorer, 12, tmp_path, ticks.append)
+    made.look_at_clean(cases[:5])
+    made.look_at_clean(cases)
     assert ticks == ["clean files"] * 8
-    found = specimens.found("clean", cases)
+    found = made.found("clean", cases)
     assert [one.key for one in found] == [c.key for c in cases]
     assert [one.evidence.seen.answer == (one.truth,) for one in found] == [True] * 6 + [False] * 2
     assert all(one.evidence.seen.draws == scorer.noise.ladder() for one in found)
@@ -59,35 +60,45 @@ def test_clean_files_are_looked_at_once(scorer: Scorer, cases: list[Case], tmp_p
 
 def test_attacked_files_count_where_they_flip_as_files(scorer: Scorer, cases: list[Case], tmp_path: Path) -> None:
     ticks: list[str] = []
-    specimens = Specimens(scorer, 12, tmp_path, ticks.append)
-    specimens.attack(ATTACK, cases, 100)
-    found = specimens.found(ATTACK, cases)
+    made = Specimens(scorer, 12, tmp_path, ticks.append)
+    made.attack(ATTACK, cases, 100)
+    found = made.found(ATTACK, cases)
     assert found
     assert ticks == [ATTACK] * len(found)
     for one in found:
         assert one.evidence.seen.answer != (one.truth,)
-    tried, flipped = specimens.tried(ATTACK, cases)
+    tried, flipped = made.tried(ATTACK, cases)
     assert tried == 6  # wrong answers are not attacked
     assert len(found) <= flipped <= tried
     before = [one.evidence.seen.clean for one in found]
-    specimens.attack(ATTACK, cases, 100)
+    made.attack(ATTACK, cases, 100)
     assert len(ticks) == len(found)
-    assert all(
-        np.array_equal(a, b.evidence.seen.clean) for a, b in zip(before, specimens.found(ATTACK, cases), strict=True)
-    )
+    assert all(np.array_equal(a, b.evidence.seen.clean) for a, b in zip(before, made.found(ATTACK, cases), strict=True))
 
 
 def test_no_more_files_are_attacked_than_wanted(scorer: Scorer, cases: list[Case], tmp_path: Path) -> None:
-    specimens = Specimens(scorer, 12, tmp_path, lambda _: None)
-    specimens.attack(ATTACK, cases, 0)
-    assert specimens.tried(ATTACK, cases) == (0, 0)
+    made = Specimens(scorer, 12, tmp_path, lambda _: None)
+    made.attack(ATTACK, cases, 0)
+    assert made.tried(ATTACK, cases) == (0, 0)
 
 
-def test_results_belong_to_one_enrolment(scorer: Scorer, cases: list[Case], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "other"), [("enrolment_sha256", "f" * 64), ("path", "bfloat16 on cuda")])
+def test_results_belong_to_one_enrolment_and_one_path(
+    scorer: Scorer, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, other: str
+) -> None:
     Specimens(scorer, 12, tmp_path, lambda _: None).look_at_clean(cases[:2])
-    name = scorer.enrolment_sha256
-    try:
-        scorer.enrolment_sha256 = "f" * 64
-        assert Specimens(scorer, 12, tmp_path, lambda _: None).found("clean", cases) == []
-    finally:
-        scorer.enrolment_sha256 = name
+    assert Specimens(scorer, 12, tmp_path, lambda _: None).found("clean", cases) != []
+    monkeypatch.setattr(scorer, name, other)
+    assert Specimens(scorer, 12, tmp_path, lambda _: None).found("clean", cases) == []
+
+
+def test_attacked_files_belong_to_the_source_that_made_them(
+    scorer: Scorer, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Specimens(scorer, 12, tmp_path, lambda _: None)
+    made.look_at_clean(cases[:1])
+    made.attack(ATTACK, cases[:2], 2)
+    assert Specimens(scorer, 12, tmp_path, lambda _: None).tried(ATTACK, cases)[0] == 2
+    monkeypatch.setattr(specimens, "source_digest", lambda *_: "another")
+    assert Specimens(scorer, 12, tmp_path, lambda _: None).tried(ATTACK, cases) == (0, 0)
+    assert len(Specimens(scorer, 12, tmp_path, lambda _: None).found("clean", cases)) == 1
