@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+import shlex
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +29,23 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     made.add_argument("--results", type=Path, default=Path("docs/results"))
     made.add_argument("--threads", type=int, default=2)
     return made
+
+
+def parse(made: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options as given, and under `command` the line that gave them, for the result to name."""
+    given = made.parse_args(arguments)
+    given.command = line(made.prog, sys.argv[1:] if arguments is None else arguments)
+    return given
+
+
+def line(program: str, arguments: Sequence[str]) -> str:
+    """A command line as it goes into a result; of absolute paths the last part only, for they name a machine."""
+    return shlex.join([*program.split(), *(_local(one) for one in arguments)])
+
+
+def _local(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name if Path(value).is_absolute() else value}"
 
 
 def shardable(made: argparse.ArgumentParser) -> argparse.ArgumentParser:

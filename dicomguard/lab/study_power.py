@@ -7,6 +7,9 @@
 Phantom studies of 10, 100 and 500 slices are every 50th, 5th and single slice of a body. An attacked study is a clean
 one in which k slices, drawn at random, were attacked for real: their own surprises after the attack take the place of
 those before. Thresholds never see the body that they judge.
+
+A surprise hardly rises above the log of the number of reference images, of which these studies have more than most
+enrolments: the report also tells what is found with as few as those have (`THINNED`).
 """
 
 from __future__ import annotations
@@ -27,11 +30,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from dicomguard.errors import DicomguardError
-from dicomguard.lab import study_scores
+from dicomguard.lab import command, study_scores
 from dicomguard.lab.figures import beta_binomial_band, share
 from dicomguard.lab.study_candidates import CANDIDATES, MONOTONE, Law
 from dicomguard.lab.study_figures import draw_false_holds, draw_power
 from dicomguard.lab.study_scores import ATTACKS, SLICES, Studied
+from dicomguard.scoring.calibration import Calibration
 from dicomguard.scoring.study_test import conformal_threshold, score, studies_needed
 
 Values = NDArray[np.float64]
@@ -41,6 +45,7 @@ SIZES = (10, 100, 500)
 AIMS = {10: 2, 100: 5, 500: 12}
 POWER = 0.9
 COUNTS = {10: range(1, 11), 100: range(1, 19), 500: range(1, 19)}
+THINNED = (28, 200)  # reference images of small enrolments
 _DRAWS = 20  # random choices of the attacked slices, for each study and number of them
 _SPLITS = 400
 LOUD = 40.0
@@ -96,10 +101,16 @@ def with_loud(sampled: Sample) -> Sample:
     return Sample(sampled.clean, attacked)
 
 
-def sample(work: Path, part: str, size: int) -> Sample:
-    """Studies of `size` phantom slices: every body of the part that was scored finely enough."""
+def sample(work: Path, part: str, size: int, reference: Calibration | None = None) -> Sample:
+    """Studies of `size` phantom slices: every body of the part that was scored finely enough.
+
+    With the surprises that were kept, or those that another `reference` gives.
+    """
     studies = [study_scores.load(path) for path in sorted((work / "phantom").glob(f"{part}-*.npz"))]
     step = SLICES // size
+    if reference is not None:
+        kept = (study_scores.of(study, study.indices % step == 0) for study in studies)
+        studies = [study_scores.rated(study, reference) for study in kept if len(study.indices) == size]
     clean, attacked = [], []
     for study in studies:
         keep = study.indices % step == 0
@@ -282,6 +293,8 @@ def report(work: Path, alpha: float, chosen: dict[str, Any]) -> dict[str, Any]:
     image_threshold = conformal_threshold(single(work, "selection"), alpha)
     assert image_threshold is not None
     result: dict[str, Any] = {"alpha": alpha, "score": "scoring.study_test.score", "sizes": {}, "correlation": {}}
+    result["reference_images"] = study_scores.reference(work, "phantom").images[0]
+    thinned = {count: study_scores.reference(work, "phantom", count) for count in THINNED}
     result["sizes"][1] = {"false_holds": false_holds([np.array([s]) for s in singles], score, alpha)}
     for size in SIZES:
         studies = with_loud(sample(work, "figures", size))
@@ -294,6 +307,10 @@ def report(work: Path, alpha: float, chosen: dict[str, Any]) -> dict[str, Any]:
             "power_alpha": level,
             "aim": AIMS[size],
             "fewest": {kind: fewest(curve) for kind, curve in curves.items()},
+            "fewest_by_reference": {
+                count: _fewest_with(sample(work, "figures", size, reference), level, size)
+                for count, reference in thinned.items()
+            },
             "power": curves,
             "power_of_others": {
                 name: power(studies.clean, studies.attacked, with_law(name, law), level, COUNTS[size])
@@ -304,7 +321,8 @@ def report(work: Path, alpha: float, chosen: dict[str, Any]) -> dict[str, Any]:
     result["mixed_sizes"] = mixed_sizes(sample(work, "figures", SLICES).clean, score, alpha)
     blocks = lung_sample(work)
     if blocks:
-        result["lung_ct"] = _lung(blocks, alpha)
+        count = study_scores.reference(work, "lung").images[0]
+        result["lung_ct"] = {"reference_images": count, **_lung(blocks, alpha)}
     result["selection"] = {
         name: {
             "mean_power": row["mean_power"],
@@ -314,6 +332,11 @@ def report(work: Path, alpha: float, chosen: dict[str, Any]) -> dict[str, Any]:
         for name, row in chosen["candidates"].items()
     }
     return result
+
+
+def _fewest_with(studies: Sample, alpha: float, size: int) -> dict[str, int | None]:
+    curves = power(studies.clean, studies.attacked, score, alpha, COUNTS[size])
+    return {kind: fewest(curve) for kind, curve in curves.items()}
 
 
 def _lung(blocks: Sequence[Studied], alpha: float) -> dict[str, Any]:
@@ -351,28 +374,30 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("stage", choices=["score", "choose", "report"])
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("DICOMGUARD_TEST_DATA", "../shared/data")))
-    parser.add_argument("--work", type=Path, default=Path("build/study"), help="where scores are kept")
+    parser.add_argument("--work", type=Path, default=Path("build/study"), help="scores are kept in a folder of it")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="gets results/ and figures/")
     parser.add_argument("--alpha", type=float, default=0.05, help="false-hold rate of a study")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(arguments)
+    work = study_scores.keyed(given.work)
+    line = command.line(parser.prog, sys.argv[1:] if arguments is None else arguments)
     torch.set_num_threads(given.threads)
     console = Console()
     selection = given.out / "results" / "study-selection.json"
     named = f"study-power-alpha-{given.alpha:g}"
     try:
         if given.stage == "score":
-            collect(given.work, given.data, given.rounds, console.print)
+            collect(work, given.data, given.rounds, console.print)
             return 0
         if given.stage == "choose":
-            _write(selection, choose(given.work, given.alpha))
+            _write(selection, {**choose(work, given.alpha), "command": line})
             return 0
-        found = report(given.work, given.alpha, json.loads(selection.read_text()))
+        found = report(work, given.alpha, json.loads(selection.read_text()))
     except DicomguardError as error:
         console.print(f"[red]{error}")
         return 1
-    _write(given.out / "results" / f"{named}.json", found)
+    _write(given.out / "results" / f"{named}.json", {**found, "command": line})
     figures = given.out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     draw_power(found, figures / f"{named}.png")

@@ -2,14 +2,17 @@
 
 Two kinds of study: CT series of phantoms, of which any number can be made, and blocks of neighbouring lung CT pictures
 (`lung_ct`, no patient ids). Both are scored by a network of their own, fine-tuned by the pipeline of the shipped
-bundles, with one draw a noise level. Everything is kept under the work folder and goes on where it was interrupted.
+bundles, with one draw a noise level. Everything is kept under the work folder, in a folder named by all that it rests
+on (`keyed`), and goes on where it was interrupted. Log-odds are kept beside surprises, so that these can be had under
+another reference without a forward pass (`rated`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +28,20 @@ from dicomguard.attacks.ladder import early_stopped_bim
 from dicomguard.attacks.pgd import FixedEps, fixed_eps_pgd
 from dicomguard.lab import finetune, train
 from dicomguard.lab.datasets import Example, load_gray, read_csv
+from dicomguard.lab.measure import name_of, source_digest
 from dicomguard.phantom import Tomography
 from dicomguard.phantom.ct_header import WINDOW_CENTRE, WINDOW_WIDTH
 from dicomguard.phantom.tomograph import INTERCEPT
 from dicomguard.scoring import bundle, calibration, consistency, noise
 from dicomguard.scoring.bundle import Inference
-from dicomguard.scoring.calibration import NOISE_COMPONENTS, Calibration, Evidence
-from dicomguard.scoring.consistency import NoiseSettings, Observation
+from dicomguard.scoring.calibration import NOISE_COMPONENTS, STATISTIC, Calibration, Evidence
+from dicomguard.scoring.consistency import Draw, NoiseSettings, Observation
 from dicomguard.scoring.scorer import Scorer
 
 Pictures = NDArray[np.float32]
 Progress = Callable[[str], None]
+Values = NDArray[np.float64]
+Odds = NDArray[np.float32]
 
 SIZE = 128  # pixels a side: a third of the shipped bundles' work, and slices are no less alike for it
 LEVELS = (0.01, 0.03, 0.05)
@@ -50,27 +56,100 @@ _SETTINGS = finetune.Settings(
 )
 _KEY = b"study power"
 _REFERENCE = 3000  # bodies, two thirds of them for the reference distribution
+_ALPHA = 0.05  # of the image thresholds, which nothing here uses
 _CHUNK = 8  # pictures in one forward pass
 _ROWS = 16  # pictures scored at once: whole forward passes of the fixed shape
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What the noise check saw of N pictures: log-odds (N, 1, 2), and under D noise draws (N, D, 1, 2)."""
+
+    clean: Odds
+    noisy: Odds
+
+    def surprises(self, fitted: Calibration) -> Values:
+        """The score of each picture under a reference; NaN where nothing was seen of it."""
+        draws = fitted.stages[-1].draws
+        found = np.full(len(self.clean), np.nan)
+        for place in np.flatnonzero(np.isfinite(self.clean).all((1, 2))):
+            observed = Observation(self.clean[place].astype(np.float64), self.noisy[place].astype(np.float64), draws)
+            found[place] = fitted.statistic_of(Evidence(observed))[0]
+        return found
+
+    def spread(self, count: int, places: Sequence[int]) -> Seen:
+        """The same as `places` of `count` pictures of which nothing else was seen."""
+        clean, noisy = (np.full((count, *part.shape[1:]), np.nan, np.float32) for part in (self.clean, self.noisy))
+        where = list(places)
+        clean[where], noisy[where] = self.clean, self.noisy
+        return Seen(clean, noisy)
+
+
+@dataclass(frozen=True, slots=True)
 class Studied:
-    """One study: surprises of its images in order and the class 1 logits; attacked ones by attack, NaN where none."""
+    """One study: surprises of its images in order, those after each attack (NaN where the answer is the same), and what
+    was seen: by attack, and under "" of the images as they were.
+    """
 
     name: str
     indices: NDArray[np.int64]
-    surprises: NDArray[np.float64]
-    logits: NDArray[np.float64]
-    attacked: dict[str, NDArray[np.float64]]
+    surprises: Values
+    attacked: dict[str, Values]
+    seen: Mapping[str, Seen]
+
+
+def of(study: Studied, keep: NDArray[np.bool_]) -> Studied:
+    """A coarser study: only the images that `keep` marks."""
+    return Studied(
+        study.name,
+        study.indices[keep],
+        study.surprises[keep],
+        {kind: row[keep] for kind, row in study.attacked.items()},
+        {kind: Seen(seen.clean[keep], seen.noisy[keep]) for kind, seen in study.seen.items()},
+    )
+
+
+def rated(study: Studied, fitted: Calibration) -> Studied:
+    """The same study with the surprises that another reference gives it."""
+    attacked = {
+        kind: np.where(np.isfinite(row), study.seen[kind].surprises(fitted), np.nan)
+        for kind, row in study.attacked.items()
+    }
+    return replace(study, surprises=study.seen[""].surprises(fitted), attacked=attacked)
+
+
+def definition() -> dict[str, Any]:
+    """All that what is kept rests on."""
+    return {
+        "statistic": STATISTIC,
+        "levels": LEVELS,
+        "size": SIZE,
+        "slices": SLICES,
+        "attacked": ATTACKED,
+        "attacks": ATTACKS,
+        "seeds": _SEEDS,
+        "settings": asdict(_SETTINGS),
+        "reference": _REFERENCE,
+        "sources": source_digest("attacks", "phantom"),
+        "format": 2,  # of the files below
+    }
+
+
+def keyed(work: Path) -> Path:
+    """The folder below `work` that belongs to the present definition; what an earlier one made is left alone."""
+    facts = definition()
+    folder = work / name_of(facts)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "definition.json").write_text(json.dumps(facts, indent=1) + "\n")
+    return folder
 
 
 class Rater:
     """A calibrated scorer as this measurement uses it: the only place here that knows scores and logits."""
 
-    def __init__(self, scorer: Scorer, reference: Calibration | None = None) -> None:
+    def __init__(self, scorer: Scorer, clean: Calibration | None = None) -> None:
         self.scorer = scorer
-        self._reference = reference
+        self._reference = clean
         self._noise = NoiseSettings(LEVELS, repeats=1)
 
     def log_odds(self, batch: Tensor) -> Tensor:
@@ -78,25 +157,28 @@ class Rater:
         with torch.autocast("cpu", torch.bfloat16):
             return self.scorer.log_odds(batch.to(memory_format=torch.channels_last)).float()
 
-    def evidence(self, pictures: Pictures, names: Sequence[str]) -> list[Evidence]:
+    @property
+    def draws(self) -> tuple[Draw, ...]:
+        """The noise draws that are made of each picture."""
+        return self._noise.ladder()
+
+    def see(self, pictures: Pictures, names: Sequence[str]) -> Seen:
         """What the noise check sees of prepared pictures (N, H, W)."""
         seeds = [noise.seed(_KEY, name, 0, "", self.scorer.fingerprint, "study") for name in names]
-        batch, draws = torch.from_numpy(pictures)[:, None], self._noise.ladder()
+        batch = torch.from_numpy(pictures)[:, None]
         with torch.inference_mode():
             parts = [self.log_odds(part) for part in torch.split(batch, _CHUNK)]
-        clean = torch.cat(parts).double().numpy()
-        noisy = consistency.observe(self.log_odds, batch, seeds, self._noise, draws, chunk=_CHUNK)
-        return [Evidence(Observation(c, n, draws)) for c, n in zip(clean, noisy, strict=True)]
+        # The log-odds are float32 numbers, whatever they are handed on in.
+        noisy = consistency.observe(self.log_odds, batch, seeds, self._noise, self.draws, chunk=_CHUNK)
+        return Seen(torch.cat(parts).numpy(), noisy.astype(np.float32))
 
-    def rate(self, pictures: Pictures, names: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Surprise and class 1 logit of each picture."""
+    def rate(self, seen: Seen) -> Values:
+        """Surprise of each picture."""
         assert self._reference is not None
-        found = self.evidence(pictures, names)
-        surprises = [self._reference.statistic_of(evidence)[0] for evidence in found]
-        return np.array(surprises), np.array([float(e.seen.clean[0, 1] - e.seen.clean[0, 0]) for e in found])
+        return seen.surprises(self._reference)
 
-    def attack(self, kind: str, pictures: Pictures, names: Sequence[str], grey_levels: int) -> NDArray[np.float64]:
-        """Surprise after an attack rounded to stored bits; NaN where the answer is not another one then."""
+    def attack(self, kind: str, pictures: Pictures, names: Sequence[str], grey_levels: int) -> tuple[Values, Seen]:
+        """Surprise after an attack rounded to stored bits, NaN where the answer is the same then; and what was seen."""
         clean = torch.from_numpy(pictures)[:, None]
         moving = margins.from_log_odds(self.log_odds, clean)
         if kind == "bim":
@@ -105,10 +187,10 @@ class Rater:
             budget = FixedEps(eps=int(kind.removeprefix("pgd")) / 1000, steps=10, relative_step=0.25)
             pixels = fixed_eps_pgd(moving, clean, range(len(clean)), budget).pixels
         pixels = (pixels * grey_levels).round() / grey_levels
-        surprises, logits = self.rate(pixels[:, 0].numpy(), [f"{name}/{kind}" for name in names])
+        seen = self.see(pixels[:, 0].numpy(), [f"{name}/{kind}" for name in names])
         with torch.inference_mode():
             before = self.log_odds(clean).argmax(-1)[:, 0].numpy()
-        return np.where((logits > 0) != (before == 1), surprises, np.nan)
+        return np.where(seen.clean[:, 0].argmax(-1) != before, self.rate(seen), np.nan), seen
 
 
 def picture(stored: NDArray[np.uint16]) -> Pictures:
@@ -134,14 +216,14 @@ def phantom_rater(work: Path, tell: Progress) -> Rater:
         pictures, labels = _phantom_examples(450)
         _fit(folder, pictures, labels, ("no opacity", "opacity"), tell)
     rater = Rater(Scorer.load(folder))
-    path = work / "phantom-reference.json"
+    path = work / "phantom-reference.npz"
     if not path.exists():
         rng = np.random.default_rng(7)
         where = rng.integers(0, SLICES, _REFERENCE)
         shown = np.stack([picture(body("reference", n).stored(int(k))) for n, k in enumerate(where)])
         _calibrate(path, rater, shown, [f"reference-{n}" for n in range(_REFERENCE)])
         tell("phantom reference calibrated")
-    return Rater(rater.scorer, Calibration.model_validate_json(path.read_text()))
+    return Rater(rater.scorer, reference(work, "phantom"))
 
 
 def _phantom_examples(bodies: int) -> tuple[Pictures, NDArray[np.int64]]:
@@ -186,13 +268,13 @@ def lung_rater(work: Path, data: Path, tell: Progress) -> tuple[Rater, dict[str,
         labels = np.array([example.label == "malignant" for example in seen], np.int64)
         _fit(folder, _gray(seen), labels, ("benign or normal", "malignant"), tell)
     rater = Rater(Scorer.load(folder))
-    path = work / "lung-reference.json"
+    path = work / "lung-reference.npz"
     if not path.exists():
         seen = [example for group in order[cuts[0] : cuts[1]] for example in blocks[group]]
         _calibrate(path, rater, _gray(seen), [example.path.name for example in seen])
         tell("lung reference calibrated")
     rest = {group: blocks[group] for group in order[cuts[1] :]}
-    return Rater(rater.scorer, Calibration.model_validate_json(path.read_text())), rest
+    return Rater(rater.scorer, reference(work, "lung")), rest
 
 
 def lung_study(rater: Rater, work: Path, group: str, block: Sequence[Example], *, attacked: bool) -> Studied:
@@ -209,7 +291,19 @@ def load(path: Path) -> Studied:
     """A study that was scored."""
     with np.load(path) as kept:
         attacked = {kind: kept[kind] for kind in ATTACKS if kind in kept}
-        return Studied(path.stem, kept["indices"], kept["surprises"], kept["logits"], attacked)
+        seen = {kind: Seen(kept[f"{kind} clean"], kept[f"{kind} noisy"]) for kind in ("", *attacked)}
+        return Studied(path.stem, kept["indices"], kept["surprises"], attacked, seen)
+
+
+def save(path: Path, study: Studied) -> None:
+    """Write a study as `load` reads it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns: dict[str, Any] = {"indices": study.indices, "surprises": study.surprises, **study.attacked}
+    for kind, seen in study.seen.items():
+        columns |= {f"{kind} clean": seen.clean, f"{kind} noisy": seen.noisy}
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, **columns)
+    partial.rename(path)
 
 
 def _score(
@@ -221,32 +315,41 @@ def _score(
     grey_levels: int,
 ) -> None:
     names, shown = named
-    parts = [
-        rater.rate(shown[start : start + _ROWS], names[start : start + _ROWS]) for start in range(0, len(shown), _ROWS)
-    ]
-    surprises, logits = (np.concatenate(column) for column in zip(*parts, strict=True))
+    seen = {"": _see(rater, shown, names)}
     attacked = {}
     for kind in ATTACKS if hit else ():
         row = np.full(len(shown), np.nan)
-        row[hit] = rater.attack(kind, shown[hit], [names[k] for k in hit], grey_levels)
-        attacked[kind] = row
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
-    columns: dict[str, Any] = {"indices": indices, "surprises": surprises, "logits": logits, **attacked}
-    np.savez(partial, **columns)
-    partial.rename(path)
+        row[hit], found = rater.attack(kind, shown[hit], [names[k] for k in hit], grey_levels)
+        attacked[kind], seen[kind] = row, found.spread(len(shown), hit)
+    save(path, Studied(path.stem, indices, rater.rate(seen[""]), attacked, seen))
+
+
+def _see(rater: Rater, pictures: Pictures, names: Sequence[str]) -> Seen:
+    parts = [
+        rater.see(pictures[start : start + _ROWS], names[start : start + _ROWS])
+        for start in range(0, len(names), _ROWS)
+    ]
+    return Seen(np.concatenate([part.clean for part in parts]), np.concatenate([part.noisy for part in parts]))
 
 
 def _calibrate(path: Path, rater: Rater, pictures: Pictures, names: Sequence[str]) -> None:
+    seen = _see(rater, pictures, names)
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, clean=seen.clean, noisy=seen.noisy)
+    partial.rename(path)
+
+
+def reference(work: Path, kind: str, count: int | None = None) -> Calibration:
+    """The reference of `phantom` or `lung` studies; on its first `count` pictures alone where that is given."""
+    with np.load(work / f"{kind}-reference.npz") as kept:
+        clean, noisy = kept["clean"], kept["noisy"]
+    draws = NoiseSettings(LEVELS, repeats=1).ladder()
     found = [
-        evidence
-        for start in range(0, len(names), _ROWS)
-        for evidence in rater.evidence(pictures[start : start + _ROWS], names[start : start + _ROWS])
+        Evidence(Observation(c.astype(np.float64), n.astype(np.float64), draws))
+        for c, n in zip(clean, noisy, strict=True)
     ]
     cut = 2 * len(found) // 3
-    plan = (found[0].seen.draws,)
-    fitted = calibration.fit(found[:cut], found[cut:], alpha=0.05, plan=plan, used=NOISE_COMPONENTS)
-    path.write_text(fitted.model_dump_json())
+    return calibration.fit(found[: count or cut], found[cut:], alpha=_ALPHA, plan=(draws,), used=NOISE_COMPONENTS)
 
 
 def _inference() -> Inference:

@@ -12,25 +12,46 @@ from dicomguard.lab import study_power, study_scores
 from dicomguard.lab.study_candidates import CANDIDATES, MONOTONE, Law, higher_criticism, simes, tail_sum
 from dicomguard.lab.study_figures import draw_false_holds, draw_power
 from dicomguard.pixels.reader import images
+from dicomguard.scoring.consistency import NoiseSettings
 from dicomguard.scoring.study_test import score
 
 LAW = Law([np.random.default_rng(0).exponential(size=50) for _ in range(40)])
 
 
+DRAWS = NoiseSettings(study_scores.LEVELS, repeats=1).ladder()
+
+
+def seen(rng: np.random.Generator, count: int, shift: float = 0.0) -> study_scores.Seen:
+    """Log-odds of pictures that noise moves by about 1, and by `shift` towards the other answer."""
+    clean = np.stack([np.zeros((count, 1)), rng.gamma(6, 1, (count, 1))], -1).astype(np.float32)
+    noisy = clean[:, None] + rng.normal(0, 0.7, (count, len(DRAWS), 1, 2)).astype(np.float32)
+    noisy[..., 1] -= np.float32(shift)
+    return study_scores.Seen(clean, noisy)
+
+
+def write_reference(work: Path, kind: str, count: int) -> None:
+    found = seen(np.random.default_rng(4), count)
+    np.savez(work / f"{kind}-reference.npz", clean=found.clean, noisy=found.noisy)
+
+
 def fabricated(work: Path) -> None:
     """Scores as the score stage leaves them: exponential surprises, attacked ones about 30."""
     (work / "phantom").mkdir(parents=True)
+    write_reference(work, "phantom", 450)
     for part, seed in (("selection", 1), ("figures", 2)):
         rng = np.random.default_rng(seed)
         for number in range(24):
             for first, step in ((0, 1), (1000, 5), (2000, 50)):
                 indices = np.arange(0, 500, step)
-                columns = {"indices": indices, "surprises": rng.exponential(size=len(indices)), "logits": indices}
+                path = work / "phantom" / f"{part}-{first + number}-{step}.npz"
+                attacked, found = {}, {"": seen(rng, len(indices))}
                 if step == 1 and number < 8:
                     for kind in study_scores.ATTACKS:
-                        columns[kind] = np.full(500, np.nan)
-                        columns[kind][list(study_scores.ATTACKED)] = rng.normal(30, 2, 18)
-                np.savez(work / "phantom" / f"{part}-{first + number}-{step}.npz", **columns)
+                        attacked[kind] = np.full(500, np.nan)
+                        attacked[kind][list(study_scores.ATTACKED)] = rng.normal(30, 2, 18)
+                        found[kind] = seen(rng, 18, 9.0).spread(500, study_scores.ATTACKED)
+                surprises = rng.exponential(size=len(indices))
+                study_scores.save(path, study_scores.Studied(path.stem, indices, surprises, attacked, found))
 
 
 def test_the_picture_is_the_one_that_the_node_reads() -> None:
@@ -107,12 +128,19 @@ def test_correlated_slices_are_told_from_independent_ones() -> None:
 def test_choose_and_report_on_kept_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_power, "_DRAWS", 2)
     monkeypatch.setattr(study_power, "_SPLITS", 20)
+    monkeypatch.setattr(study_power, "THINNED", (28,))
     fabricated(tmp_path)
     chosen = study_power.choose(tmp_path, 0.1)
     assert set(chosen["candidates"]) == set(CANDIDATES)
     found = study_power.report(tmp_path, 0.1, chosen)
     assert found["sizes"][10]["fewest"] == {"bim": 1, "loud": 1, "pgd4": 1, "pgd8": 1}
     assert found["sizes"][500]["false_holds"]["studies"] == 24
+    assert found["reference_images"] == 300
+    # A surprise hardly rises above the log of 28, which is next to nothing among 500.
+    few = {size: found["sizes"][size]["fewest_by_reference"][28] for size in (10, 500)}
+    assert set(few[10]) == set(study_scores.ATTACKS)
+    assert all(count is not None and count <= 5 for count in few[10].values())
+    assert all(few[500][kind] is None or few[500][kind] > few[10][kind] for kind in study_scores.ATTACKS)
     assert found["sizes"][10]["false_holds"]["studies"] == 72
     json.dumps(study_power._rounded(found), allow_nan=False)
     draw_power(found, tmp_path / "power.png")
@@ -129,3 +157,41 @@ def test_a_threshold_from_mixed_sizes_holds_all_of_them_alike_where_slices_are_a
     assert set(rates) == {167, 125, 100, 50, 25}
     assert all(0.02 < rate < 0.2 for rate in rates.values())
     assert study_power.mixed_sizes(bodies[:8], score, 0.05) == {}
+
+
+def test_surprises_are_those_that_the_kept_log_odds_give(tmp_path: Path) -> None:
+    write_reference(tmp_path, "phantom", 90)
+    rng = np.random.default_rng(13)
+    reference = study_scores.reference(tmp_path, "phantom")
+    assert reference.images[0] == 60
+    shown, hit = seen(rng, 6), seen(rng, 2, 9.0).spread(6, [1, 4])
+    attacked = hit.surprises(reference)
+    assert np.flatnonzero(np.isfinite(attacked)).tolist() == [1, 4]
+    attacked[4] = np.nan  # this one did not flip
+    kept = study_scores.Studied(
+        "a", np.arange(6), shown.surprises(reference), {"bim": attacked}, {"": shown, "bim": hit}
+    )
+    study_scores.save(tmp_path / "a.npz", kept)
+    again = study_scores.load(tmp_path / "a.npz")
+    same = study_scores.rated(again, reference)
+    assert np.array_equal(same.surprises, kept.surprises)
+    assert np.array_equal(same.attacked["bim"], attacked, equal_nan=True)
+    fewer = study_scores.reference(tmp_path, "phantom", 28)
+    assert fewer.images[0] == 28
+    other = study_scores.rated(study_scores.of(again, again.indices % 2 == 0), fewer)
+    assert len(other.surprises) == 3
+    assert not np.array_equal(other.surprises, kept.surprises[::2])
+    assert np.isnan(other.attacked["bim"]).all()
+    assert study_scores.rated(again, fewer).attacked["bim"][1] < attacked[1]
+
+
+def test_what_was_kept_under_another_definition_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = study_scores.keyed(tmp_path)
+    assert study_scores.keyed(tmp_path) == before
+    assert json.loads((before / "definition.json").read_text())["statistic"] == study_scores.STATISTIC
+    folders = {before}
+    for name, value in (("STATISTIC", "another"), ("LEVELS", (0.01,)), ("_REFERENCE", 60), ("SIZE", 64)):
+        with monkeypatch.context() as patched:
+            patched.setattr(study_scores, name, value)
+            folders.add(study_scores.keyed(tmp_path))
+    assert len(folders) == 5
