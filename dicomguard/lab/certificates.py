@@ -1,7 +1,8 @@
 """Certified share of clean test files against the pixel budget, each budget with a guard of its own noise.
 
 Run by scripts/bench certificates. The enrolment's own guard answers for its budget, others are trained for this.
-Resumable: lessons and guards are kept under the work folder.
+Resumable: lessons and guards are kept under the work folder, named by all that they were made of. Like a node, a guard
+looks only at files whose range and contrast were there when it was made: those of the enrolment, or of its lessons.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from dicomguard.enrol.enrolling import sigma_for
 from dicomguard.lab import command
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.figures import share
+from dicomguard.lab.measure import name_of
 from dicomguard.lab.recipes import Case, Recipe
 from dicomguard.lab.stored import read
 from dicomguard.scoring import noise
@@ -52,7 +55,7 @@ class Workshop:
         self._work = work / f"{scorer.name}-{scorer.fingerprint[:12]}"
         self._work.mkdir(parents=True, exist_ok=True)
         self._advance = advance
-        self.ranges: tuple[Range, ...] = ()  # of the files that were read last
+        self._taught_on: Sequence[Case] | None = None
 
     def guard(self, settings: GuardSettings, distillation: Distillation) -> Guard:
         """The enrolment's guard where it is one for this budget and noise, else one trained at the first call."""
@@ -61,23 +64,46 @@ class Workshop:
             and self.shipped.settings.model_copy(update={"ranges": settings.ranges}) == settings
         ):
             return self.shipped
-        path = self._work / f"guard-{settings.sigma:g}-{distillation.epochs}.safetensors"
+        made_of = (asdict(distillation), settings.width, self._source())
+        path = self._work / f"guard-{settings.sigma:g}-{name_of(*made_of)}.safetensors"
         if not path.exists():
-            network = distil(self._lessons(distillation), self.scorer.head, settings.sigma, distillation, self._advance)
+            taught = self._lessons(distillation)
+            network = distil(
+                taught, self.scorer.head, settings.sigma, distillation, self._advance, width=settings.width
+            )
             partial = path.with_suffix(".partial")
             state = network.state_dict()
             save_file({f"guard.{k}": v.contiguous() for k, v in state.items() if v.is_floating_point()}, partial)
             partial.rename(path)
         return Guard.from_tensors(settings, load_file(path), self.scorer.head, self.scorer.device)
 
-    def test_files(self, count: int | None) -> CleanSet:
-        """The clean test files, read as the node reads them, and their order as in the recipe."""
-        return self._read(self.recipe.cases(self._data, Split.TEST)[:count], "read test files")
+    def ranges(self) -> tuple[Range, ...]:
+        """What a guard looks at: as the enrolment has it, else as the training files, of which lessons are made."""
+        if self.shipped is not None:
+            return self.shipped.settings.ranges
+        return self._read(self._training(), "read training files").ranges()
+
+    def test_files(self, count: int | None, ranges: Sequence[Range]) -> CleanSet:
+        """The clean test files, read as the node reads them, in the order of the recipe; blank beyond `ranges`."""
+        gathered = self._read(self.recipe.cases(self._data, Split.TEST)[:count], "read test files")
+        gathered.hide(ranges)
+        return gathered.parts[Part.DISTILLED]
+
+    def _training(self) -> Sequence[Case]:
+        if self._taught_on is None:
+            self._taught_on = self.recipe.cases(self._data, Split.TRAIN)
+        return self._taught_on
+
+    def _source(self) -> tuple[object, ...]:
+        """What lessons rest on beside their settings: the model, its path, and the training files."""
+        keys = sorted(case.key for case in self._training())
+        return self.scorer.fingerprint, self.scorer.path, self.recipe.bits[-1], keys
 
     def _lessons(self, distillation: Distillation) -> Lessons:
-        path = self._work / f"lessons-{distillation.variants}.safetensors"
+        moves = {name: getattr(distillation, name) for name in ("seed", "variants", "rotation", "zoom", "shift")}
+        path = self._work / f"lessons-{name_of(moves, self._source())}.safetensors"
         if not path.exists():
-            clean = self._read(self.recipe.cases(self._data, Split.TRAIN), "read training files")
+            clean = self._read(self._training(), "read training files").parts[Part.DISTILLED]
             taught = lessons(self.scorer, clean, distillation, self._advance)
             partial = path.with_suffix(".partial")
             save_file({"planes": taught.planes, "log_odds": taught.log_odds.contiguous()}, partial)
@@ -85,14 +111,13 @@ class Workshop:
         kept = load_file(path)
         return Lessons(kept["planes"], kept["log_odds"])
 
-    def _read(self, cases: Sequence[Case], stage: str) -> CleanSet:
+    def _read(self, cases: Sequence[Case], stage: str) -> Gathered:
         gathered = Gathered(self.scorer, None)
         for case in cases:
             image, digest = read(case.make(self.recipe.bits[-1]))
-            gathered.add(Clean(image, case.group, case.key, digest, (case.truth,), Part.HELD_BACK))
+            gathered.add(Clean(image, case.group, case.key, digest, (case.truth,), Part.DISTILLED))
             self._advance(stage, 1 / len(cases))
-        self.ranges = gathered.ranges()
-        return gathered.parts[Part.HELD_BACK]
+        return gathered
 
     def certify(self, guard: Guard, clean: CleanSet) -> dict[str, Any]:
         """Ask the guard about every file; shares with exact intervals, draws and seconds for an image."""
@@ -114,7 +139,8 @@ class Workshop:
             "alpha": guard.settings.alpha,
             "looks": list(guard.settings.looks),
             "certified": share([o is Outcome.CERTIFIED for o in outcomes]),
-            "agrees": share([o is not Outcome.DISAGREE for o in outcomes]),
+            "agrees": share([o in (Outcome.CERTIFIED, Outcome.UNCERTIFIED) for o in outcomes]),
+            "unenrolled": share([o is Outcome.UNENROLLED for o in outcomes]),
             "draws_mean": float(np.mean(draws)),
             "seconds_mean": float(np.mean(seconds)),
             "seconds_p95": float(np.quantile(seconds, 0.95)),
@@ -125,7 +151,8 @@ class Workshop:
 def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Make and measure a guard for each budget, and write the results."""
     scorer = Scorer(Bundle(folder))
-    shipped = Scorer.load(folder).guard
+    enrolled = Scorer.load(folder)
+    shipped = enrolled.guard
     distillation = Distillation(epochs=given.epochs)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         tasks: dict[str, TaskID] = {}
@@ -137,12 +164,12 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
 
         shop = Workshop(recipe, scorer, given.data, given.work, advance, shipped)
         rows = []
-        clean: CleanSet | None = None
+        ranges = shop.ranges()
+        clean = shop.test_files(given.cases, ranges)
         for eps in given.eps or BUDGETS:
             sigma = given.sigma or sigma_for(eps, ALPHA)
-            clean = clean or shop.test_files(given.cases)
             settings = GuardSettings(
-                sigma=sigma, eps=eps, alpha=ALPHA, looks=looks_for(eps, sigma, ALPHA), ranges=shop.ranges
+                sigma=sigma, eps=eps, alpha=ALPHA, looks=looks_for(eps, sigma, ALPHA), ranges=ranges
             )
             guard = shop.guard(settings, distillation)
             rows.append({**shop.certify(guard, clean), "shipped": guard is shipped})
@@ -150,7 +177,8 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
     result = {
         "bundle": scorer.name,
         "fingerprint": scorer.fingerprint,
-        "command": f"scripts/bench certificates {recipe.name}",
+        "enrolment": enrolled.enrolment_sha256,
+        "command": given.command,
         "rows": rows,
     }
     given.results.mkdir(parents=True, exist_ok=True)
@@ -165,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sigma", type=float, help="the guard's noise (default: chosen for each budget)")
     parser.add_argument("--epochs", type=int, default=Distillation().epochs)
     parser.add_argument("--cases", type=int, default=None, help="use only so many test files")
-    return command.execute(run, parser.parse_args(arguments))
+    return command.execute(run, command.parse(parser, arguments))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from dicomguard.lab.figures import share
 from dicomguard.lab.recipes import Recipe
 from dicomguard.lab.specimens import Looked, Specimens
 from dicomguard.scoring.enrolment import Enrolment
+from dicomguard.scoring.guard import Outcome
 from dicomguard.scoring.scorer import Scorer
 
 ALPHAS = (0.05, 0.01)
@@ -109,10 +110,7 @@ class Bench:
 
 
 def _outcomes(files: Sequence[Looked]) -> dict[str, Any]:
-    return {
-        outcome: share([one.outcome == outcome for one in files])
-        for outcome in ("CERTIFIED", "UNCERTIFIED", "DISAGREE")
-    }
+    return {outcome.value: share([one.outcome == outcome.value for one in files]) for outcome in Outcome}
 
 
 def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Console) -> None:
@@ -134,7 +132,7 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
         "bundle": scorer.name,
         "fingerprint": scorer.fingerprint,
         "enrolment": scorer.enrolment_sha256,
-        "command": f"scripts/bench files {recipe.name}",
+        "command": given.command,
         "reports": [bench.report(bits) for bits in given.bits or recipe.bits],
     }
     given.results.mkdir(parents=True, exist_ok=True)
@@ -149,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--flips", type=int, default=300, help="files that flip, for each attack and bit depth")
     parser.add_argument("--cases", type=int, default=None, help="use only so many test images")
     parser.add_argument("--bits", type=int, action="append", help="bit depth (default: those of the recipe)")
-    return command.execute(run, parser.parse_args(arguments))
+    return command.execute(run, command.parse(parser, arguments))
 
 
 if __name__ == "__main__":

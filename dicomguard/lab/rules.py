@@ -19,6 +19,7 @@ from dicomguard.scoring.consistency import Draw, NoiseSettings, curve
 
 Flags = Callable[[Looked], bool]
 _BOOTSTRAPS = 10_000
+_LARGEST = 1e300
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +48,18 @@ def single(name: str, value: Callable[[Looked], float], held_back: Sequence[Look
     """One number against its conformal threshold; larger is more suspicious."""
     scores = sorted(value(one) for one in held_back)
     threshold = scores[math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9) - 1]
-    return Rule(name, lambda one: value(one) > threshold, len(scores), lambda _: 1)
+    # Infinite: no number to go by, which no threshold passes.
+    return Rule(name, lambda one: not value(one) <= min(threshold, _LARGEST), len(scores), lambda _: 1)
 
 
 def rules(
     settings: NoiseSettings, reference: Sequence[Looked], held_back: Sequence[Looked], alpha: float
 ) -> list[Rule]:
     """All rules at one alpha, fitted on the calibration split."""
-    parts = [one.evidence for one in reference], [one.evidence for one in held_back]
-    has_guard = parts[0][0].guard_share is not None
+    has_guard = reference[0].evidence.guard_share is not None
+    # As in an enrolment, whose reference has a say in what the guard takes for enrolled: all of it gets a vote.
+    voted = [one.evidence for one in reference if not math.isnan(one.evidence.guard_share or 0.0)]
+    parts = voted, [one.evidence for one in held_back]
     whole = COMPONENTS if has_guard else tuple(c for c in COMPONENTS if c != "guard_share")
 
     def fit(stages: Sequence[Sequence[Draw]], used: Sequence[str]) -> Calibration:
@@ -75,9 +79,7 @@ def rules(
         single("confidence alone", lambda one: -margin_of(one), held_back, alpha),
     ]
     if has_guard:
-        found.insert(
-            -1, single("guard's vote share alone", lambda one: -(one.evidence.guard_share or 0.0), held_back, alpha)
-        )
+        found.insert(-1, single("guard's vote share alone", _dissent, held_back, alpha))
     return found
 
 
@@ -89,6 +91,11 @@ def paper(theta: Sequence[float], level: int) -> Rule:
         None,
         lambda one: 1 + len(one.evidence.seen.draws),
     )
+
+
+def _dissent(one: Looked) -> float:
+    share = one.evidence.guard_share
+    return math.inf if share is None or math.isnan(share) else -share
 
 
 def _distance(one: Looked) -> float:
