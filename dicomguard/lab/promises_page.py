@@ -258,7 +258,8 @@ def _speed(result: dict[str, Any]) -> Iterator[str]:
     ratio = result["times_as_fast_per_pass"]
     yield f"| one pass, 16 images at once | | {ratio['median']:.1f} times ({ratio['low']:.1f}-{ratio['high']:.1f}) |"
     yield ""
-    yield _throughput(result["throughput"])
+    for found in result["throughput"]:
+        yield _throughput(found)
     if "guard" in result:
         guard = result["guard"]
         yield f"The guard at eps {guard['eps']:g}: {guard['mean_s']:.3f} s an image, p95 {guard['p95_s']:.3f} s."

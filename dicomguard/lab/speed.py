@@ -3,6 +3,9 @@
 The rivals are the plain way to write the check: the network as it was trained (batch normalisation not folded, default
 memory layout, float32), 41 or 9 copies of one image in one forward pass. Rounds alternate, so that whatever else the
 machine does hits all of them alike; ratios are what counts.
+
+The noise check is timed and counted by a calibration of its own, made here: without the guard the enrolment's would end
+its looks elsewhere. `throughput` has the features too, in batches as the node forms them and in large ones.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +26,37 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
+from dicomguard.enrol.enrolling import plan
+from dicomguard.errors import BundleError
 from dicomguard.lab import command
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.recipes import Recipe
 from dicomguard.pixels.image import Image
-from dicomguard.scoring import noise
+from dicomguard.scoring import calibration, noise
 from dicomguard.scoring.bundle import Bundle
+from dicomguard.scoring.calibration import COMPONENTS, NOISE_COMPONENTS, Calibration, Evidence
 from dicomguard.scoring.consistency import noisy_copies
 from dicomguard.scoring.noise import Seeds
 from dicomguard.scoring.scorer import Batch, Scorer
 
 _KEY = b"speed"
-_CARD_IMAGES = 512  # enough to fill a card
+_NODE_BATCH = 8  # as screen.examine forms them
+_LARGE_BATCH = 512  # enough to fill a card
+_CALIBRATING = 100  # images of the calibration split, each of another patient
+_LEFT_OUT = "reading and decoding, preparing, the guard, judging and recording"
 
 
 class Field:
-    """Clean test images of one bundle, and the ways to check them."""
+    """Clean test images of one enrolled bundle, and the ways to check them.
 
-    def __init__(self, folder: Path, images: Sequence[Image], device: str = "cpu") -> None:
+    Raises:
+        BundleError: the bundle is not enrolled, or `calibrating` are too few images for its alpha.
+
+    """
+
+    def __init__(
+        self, folder: Path, images: Sequence[Image], calibrating: Sequence[Image], device: str = "cpu"
+    ) -> None:
         bundle = Bundle(folder)
         self.scorer = Scorer.load(folder, device=device)
         self._eager = bundle.network.eval()
@@ -48,6 +65,46 @@ class Field:
         self.images = images
         self.seeds = [noise.seeds(_KEY, str(i), 0, "", self.scorer.fingerprint) for i in range(len(images))]
         self.batch = self.scorer.prepare(images)
+        self._evidence = self._look_at(calibrating)
+        self.noise_alone = self._fitted(NOISE_COMPONENTS)
+        self.without_guard = self._fitted([name for name in COMPONENTS if name != "guard_share"])
+
+    def _look_at(self, images: Sequence[Image]) -> list[Evidence]:
+        """Of an enrolment, what concerns the noise check and the features."""
+        found: list[Evidence] = []
+        for start in range(0, len(images), _NODE_BATCH):
+            part = images[start : start + _NODE_BATCH]
+            seeds = [
+                noise.seeds(_KEY, f"calibrating {start + i}", 0, "", self.scorer.fingerprint) for i in range(len(part))
+            ]
+            batch = Batch(self.scorer.prepare(part).pixels)  # no planes: the guard is not asked
+            found += self.scorer.look(batch, seeds, plan(self.scorer.noise)[-1], canonical=True)[0]
+        return found
+
+    def _fitted(self, used: Sequence[str]) -> Calibration:
+        """A rule of these components alone: a third of the evidence is its reference."""
+        if self.scorer.enrolment is None:
+            raise BundleError(f"{self.scorer.name} is not enrolled.", advice="Enrol it first.")
+        third = len(self._evidence) // 3
+        parts = self._evidence[:third], self._evidence[third:]
+        if self.scorer.feature_model is None:
+            used = [name for name in used if name != "feature_distance"]
+        return calibration.fit(*parts, alpha=self.scorer.enrolment.alpha, plan=plan(self.scorer.noise), used=used)
+
+    @contextmanager
+    def ruled(self, rule: Calibration) -> Iterator[None]:
+        """Score by `rule` instead of the enrolment's, without the guard; without features where it has none."""
+        scorer = self.scorer
+        kept = scorer.enrolment, scorer.guard, scorer.feature_model
+        assert scorer.enrolment is not None
+        scorer.enrolment = scorer.enrolment.model_copy(update={"calibration": rule})
+        scorer.guard = None
+        if rule.feature_distance is None:
+            scorer.feature_model = None
+        try:
+            yield
+        finally:
+            scorer.enrolment, scorer.guard, scorer.feature_model = kept
 
     def eager(self, draws: int) -> None:
         """One image at a time, the clean one and `draws` noisy copies in one pass of the network as trained."""
@@ -58,13 +115,17 @@ class Field:
                 stack = torch.cat([pixels, copies]).expand(-1, self._mean.shape[1], -1, -1)
                 self._eager((stack - self._mean) / self._std)
 
-    def ours(self) -> None:
-        """The cascade as the node runs it, without the guard."""
-        guard, self.scorer.guard = self.scorer.guard, None
-        try:
-            self.scorer.score(Batch(self.batch.pixels), self.seeds)
-        finally:
-            self.scorer.guard = guard
+    def ours(self) -> list[int]:
+        """The noise check alone, a cascade in batches like the node's; the passes that each image took."""
+        with self.ruled(self.noise_alone):
+            return self._passes(self.batch.pixels, self.seeds, _NODE_BATCH)
+
+    def _passes(self, pixels: torch.Tensor, seeds: Sequence[Seeds], size: int) -> list[int]:
+        found = []
+        for start in range(0, len(pixels), size):
+            scores = self.scorer.score(Batch(pixels[start : start + size]), seeds[start : start + size])
+            found += [score.passes for score in scores]
+        return found
 
     def forward_eager(self, copies: torch.Tensor) -> None:
         """One pass of the network as trained."""
@@ -75,36 +136,40 @@ class Field:
         """One pass on the fast path."""
         self.scorer.quick_log_odds(copies)
 
-    def throughput(self, rounds: int) -> dict[str, Any]:
-        """The whole look at many images, guard apart, beside nothing but the same number of forward passes."""
-        on_card = self.scorer.device.type == "cuda"
-        count = _CARD_IMAGES if on_card else len(self.batch)
+    def throughput(self, rounds: int, size: int) -> dict[str, Any]:
+        """`score()` on batches of `size`, guard apart, beside nothing but as many forward passes of the same images.
+
+        The rival's passes go through the network in about the scorer's own chunks, none of them short, and their copies
+        lie ready.
+        """
+        count = max(size, len(self.batch) // size * size)
         pixels = self.batch.pixels[torch.arange(count) % len(self.batch)]
         seeds = [self.seeds[i % len(self.seeds)] for i in range(count)]
-        draws = self.scorer.noise.ladder(2)
-        passes = 1 + len(draws)
-        copies = pixels.to(self.scorer.device).repeat(passes, 1, 1, 1)
-        model, guard = self.scorer.feature_model, self.scorer.guard
-        self.scorer.feature_model = self.scorer.guard = None
-        try:
-            taken = side_by_side(
-                {
-                    "look": lambda: self.scorer.look(Batch(pixels), seeds, draws),
-                    "forward": lambda: [self.scorer.quick_log_odds(part) for part in torch.split(copies, 512)],
-                },
-                rounds,
-            )
-        finally:
-            self.scorer.feature_model, self.scorer.guard = model, guard
-        rate = count / statistics.median(taken["look"])
+        with self.ruled(self.without_guard):
+            passes = float(np.mean(self._passes(pixels, seeds, size)))
+            device, chunk = self.scorer.device, self.scorer.chunk
+            needed = round(passes * size)  # for each batch, so that both sides are short of work between batches
+            copies = pixels[torch.arange(needed) % count].to(device)
+            parts = torch.tensor_split(copies, max(round(needed / chunk), 1))
+
+            def forward() -> None:
+                for _ in range(count // size):
+                    for part in parts:
+                        self.scorer.quick_log_odds(part)
+
+            taken = side_by_side({"score": lambda: self._passes(pixels, seeds, size), "forward": forward}, rounds)
+        rate = count / statistics.median(taken["score"])
+        plain = [seconds * passes * size / needed for seconds in taken["forward"]]
         found = {
+            "batch": size,
             "images_per_second": rate,
             "passes": passes,
-            "of_plain_forward": _ratio(taken["forward"], taken["look"]),
+            "of_plain_forward": _ratio(plain, taken["score"]),
+            "left_out": _LEFT_OUT,
         }
-        if on_card:
+        if device.type == "cuda":
             used = rate * passes * self._operations()
-            found |= {"card": torch.cuda.get_device_name(), "of_bf16_peak": used / _peak(self.scorer.device)}
+            found |= {"card": torch.cuda.get_device_name(), "of_bf16_peak": used / _peak(device)}
         return found
 
     def _operations(self) -> int:
@@ -126,12 +191,13 @@ class Field:
         return found
 
     def whole(self, count: int) -> float:
-        """Seconds from pixels to scores for `count` images, guard included."""
+        """Seconds from pixels to scores for `count` images, by the enrolment as it is, guard included."""
         images = [self.images[i % len(self.images)] for i in range(count)]
         seeds: list[Seeds] = [noise.seeds(_KEY, f"study {i}", 0, "", self.scorer.fingerprint) for i in range(count)]
         started = time.perf_counter()
-        for start in range(0, count, 8):
-            self.scorer.score(self.scorer.prepare(images[start : start + 8]), seeds[start : start + 8])
+        for start in range(0, count, _NODE_BATCH):
+            end = start + _NODE_BATCH
+            self.scorer.score(self.scorer.prepare(images[start:end]), seeds[start:end])
         return time.perf_counter() - started
 
 
@@ -161,9 +227,11 @@ def side_by_side(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str
     return taken
 
 
-def measure(folder: Path, images: Sequence[Image], rounds: int, device: str = "cpu") -> dict[str, Any]:
-    """All figures, as they are written."""
-    field = Field(folder, images, device)
+def measure(
+    folder: Path, images: Sequence[Image], calibrating: Sequence[Image], rounds: int, device: str = "cpu"
+) -> dict[str, Any]:
+    """All figures, as they are written; `calibrating`: clean images of other patients, for `Field`'s own rules."""
+    field = Field(folder, images, calibrating, device)
     check = side_by_side(
         {"ours": field.ours, "eager 41": lambda: field.eager(40), "eager 9": lambda: field.eager(8)}, rounds
     )
@@ -171,9 +239,12 @@ def measure(folder: Path, images: Sequence[Image], rounds: int, device: str = "c
     forward = side_by_side(
         {"ours": lambda: field.forward_ours(copies), "eager": lambda: field.forward_eager(copies)}, 4 * rounds
     )
-    scores = field.scorer.score(Batch(field.batch.pixels), field.seeds)
+    scores = field.scorer.score(field.batch, field.seeds)
+    on_card = field.scorer.device.type == "cuda"
     result = {
         "bundle": field.scorer.name,
+        "fingerprint": field.scorer.fingerprint,
+        "enrolment": field.scorer.enrolment_sha256,
         "images": len(images),
         "rounds": rounds,
         "threads": torch.get_num_threads(),
@@ -183,8 +254,11 @@ def measure(folder: Path, images: Sequence[Image], rounds: int, device: str = "c
         "times_as_fast_as_41": _ratio(check["eager 41"], check["ours"]),
         "times_as_fast_as_9": _ratio(check["eager 9"], check["ours"]),
         "times_as_fast_per_pass": _ratio(forward["eager"], forward["ours"]),
-        "throughput": field.throughput(rounds),
-        "mean_passes": float(np.mean([score.passes for score in scores])),
+        "calibrating": len(calibrating),
+        "batch": _NODE_BATCH,
+        "mean_passes": float(np.mean(field.ours())),
+        "mean_passes_whole": float(np.mean([score.passes for score in scores])),
+        "throughput": [field.throughput(rounds, size) for size in (_NODE_BATCH, *[_LARGE_BATCH] * on_card)],
     }
     if field.scorer.guard is not None:
         seconds = field.guard()
@@ -216,11 +290,13 @@ def _processor() -> str:
 def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Console) -> None:
     """Time everything on the first test images of a recipe, and write the results."""
     cases = recipe.cases(given.data, Split.TEST)[: given.images]
-    found = measure(folder, [case.image(recipe.bits[-1]) for case in cases], given.rounds, given.device)
-    found["command"] = f"scripts/bench speed {recipe.name}"
+    others = {case.group: case for case in reversed(recipe.cases(given.data, Split.CALIBRATION))}
+    chosen = list(others.values())[-_CALIBRATING:]  # the first ones, one of each patient
+    images, calibrating = ([case.image(recipe.bits[-1]) for case in part] for part in (cases, chosen))
+    found = measure(folder, images, calibrating, given.rounds, given.device)
+    found["command"] = given.command
     name = f"speed-{recipe.name}"
     if given.device != "cpu":
-        found["command"] += f" --device {given.device}"
         name += f"-{given.device.replace(':', '')}"
     given.results.mkdir(parents=True, exist_ok=True)
     (given.results / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -233,7 +309,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu", help="cpu or cuda; the bundle must be enrolled on it")
-    return command.execute(run, parser.parse_args(arguments))
+    return command.execute(run, command.parse(parser, arguments))
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ def _case(scorer: Scorer, seed: int) -> Case:
 def given(tmp_path: Path, **more: object) -> object:
     facts = {
         "data": tmp_path,
+        "command": "scripts/bench something small",
         "cases": None,
         "work": tmp_path / "work",
         "results": tmp_path / "results",
@@ -80,6 +81,9 @@ def given(tmp_path: Path, **more: object) -> object:
         "attempts": 4,
         "draws": 300,
         "confirm_only": False,
+        "survey_only": False,
+        "disagreeing": 2,
+        "argv": ["small"],
     }
     return type("Given", (), facts | more)()
 
@@ -110,9 +114,10 @@ def test_from_files_to_the_page(recipe: Recipe, folder: Path, tmp_path: Path, mo
     certificates.run(recipe, folder, given(tmp_path, eps=[0.004]), quiet)
     falsify.run(recipe, folder, given(tmp_path), quiet)
     images = [case.image(12) for case in recipe.cases(tmp_path, Split.TEST)]
-    timed = speed.measure(folder, images, rounds=1)
+    others = [case.image(12) for case in recipe.cases(tmp_path, Split.CALIBRATION)]
+    timed = speed.measure(folder, images, others, rounds=1)
     (tmp_path / "results" / "speed-small.json").write_text(json.dumps(timed | {"command": "scripts/bench speed small"}))
-    timed["throughput"] |= {"card": "a card", "of_bf16_peak": 0.31}
+    timed["throughput"][0] |= {"card": "a card", "of_bf16_peak": 0.31}
     (tmp_path / "results" / "speed-small-cuda.json").write_text(json.dumps(timed | {"command": "on a card"}))
     page = promises_page.page(tmp_path / "results", ["small", "absent"])
     assert "a card, 31% of its bfloat16 peak" in page
