@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
 
 from dicomguard.attacks.forge import forge
@@ -92,22 +93,43 @@ class Specimens:
             self.journal(name).put(group[i].key, {"tried": False, "flipped": False})
         if not right:
             return 0
-        pixels = torch.stack([torch.from_numpy(images[i].pixels) for i in right])
-        seeds = [int.from_bytes(hashlib.sha256(group[i].key.encode()).digest()[:4], "big") for i in right]
-        attacked = SUITE[name](native_margins(self.scorer, pixels), pixels, seeds)
-        forged = [
-            forge(sources[i], images[i], attacked.pixels[row].numpy(), description=f"{name}, adversarial test object")
-            for row, i in enumerate(right)
-        ]
-        after = self._answers([read(dataset)[0] for dataset in forged])
+        forged = self._forged(name, [(group[i].key, sources[i], images[i]) for i in right])
+        after = self._answers([read(dataset)[0] for dataset, _ in forged])
         hit = [row for row, i in enumerate(right) if after[row] != answers[i]]
         for row in set(range(len(right))) - set(hit):
-            kept = {"tried": True, "flipped": False, "flipped_unrounded": bool(attacked.flipped[row])}
+            kept = {"tried": True, "flipped": False, "flipped_unrounded": forged[row][1]}
             self.journal(name).put(group[right[row]].key, kept)
-        self._put(name, [group[right[row]] for row in hit], [forged[row] for row in hit])
+        self._put(name, [group[right[row]] for row in hit], [forged[row][0] for row in hit])
         for _ in hit:
             self._tick(name)
         return len(hit)
+
+    def _forged(self, name: str, targets: Sequence[tuple[str, Dataset, Image]]) -> list[tuple[Dataset, bool]]:
+        """Each target attacked and stored as a file, and whether it had flipped before that.
+
+        Files are kept: an attack costs minutes and knows the bundle alone, so that another enrolment meets the same.
+        """
+        made_by = hashlib.sha256(f"{self.scorer.fingerprint}/{source_digest('attacks')}".encode()).hexdigest()[:16]
+        folder = self._work / "forged" / f"{self.scorer.name}-{self.bits}-{made_by}" / name.replace(" ", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [hashlib.sha256(key.encode()).hexdigest()[:32] for key, _, _ in targets]
+        missing = [i for i, stem in enumerate(names) if not any(folder.glob(f"{stem}.*.dcm"))]
+        if missing:
+            pixels = torch.stack([torch.from_numpy(targets[i][2].pixels) for i in missing])
+            seeds = [int.from_bytes(hashlib.sha256(targets[i][0].encode()).digest()[:4], "big") for i in missing]
+            attacked = SUITE[name](native_margins(self.scorer, pixels), pixels, seeds)
+            for row, i in enumerate(missing):
+                _, source, image = targets[i]
+                words = f"{name}, adversarial test object"
+                partial = folder / f"{names[i]}.partial"
+                dcmwrite(
+                    partial,
+                    forge(source, image, attacked.pixels[row].numpy(), description=words),
+                    enforce_file_format=True,
+                )
+                partial.rename(folder / f"{names[i]}.{'flipped' if attacked.flipped[row] else 'kept'}.dcm")
+        paths = [next(folder.glob(f"{stem}.*.dcm")) for stem in names]
+        return [(dcmread(path), path.name.endswith(".flipped.dcm")) for path in paths]
 
     def _answers(self, images: Sequence[Image]) -> list[tuple[int, ...]]:
         odds = self.scorer.answer(self.scorer.prepare(images).pixels).log_odds

@@ -102,3 +102,17 @@ def test_attacked_files_belong_to_the_source_that_made_them(
     monkeypatch.setattr(specimens, "source_digest", lambda *_: "another")
     assert Specimens(scorer, 12, tmp_path, lambda _: None).tried(ATTACK, cases) == (0, 0)
     assert len(Specimens(scorer, 12, tmp_path, lambda _: None).found("clean", cases)) == 1
+
+
+def test_another_enrolment_meets_the_same_attacked_files(
+    scorer: Scorer, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Specimens(scorer, 12, tmp_path, lambda _: None)
+    made.attack(ATTACK, cases, 100)
+    monkeypatch.setattr(scorer, "enrolment_sha256", "f" * 64)
+    monkeypatch.setattr(specimens, "SUITE", {})  # a new attack would raise
+    again = Specimens(scorer, 12, tmp_path, lambda _: None)
+    again.attack(ATTACK, cases, 100)
+    assert again.tried(ATTACK, cases) == made.tried(ATTACK, cases)
+    for one, other in zip(again.found(ATTACK, cases), made.found(ATTACK, cases), strict=True):
+        assert np.array_equal(one.evidence.seen.noisy, other.evidence.seen.noisy)
