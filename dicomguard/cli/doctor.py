@@ -7,12 +7,15 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dicomguard.cli import compose
 from dicomguard.config import Config
 from dicomguard.errors import ConfigError, DicomguardError
 from dicomguard.site_key import load_or_create
+
+if TYPE_CHECKING:  # torch, imported by the checks that need it
+    from dicomguard.scoring.enrolment import Enrolment
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,12 @@ def _policy(config: Config) -> Iterator[Check]:
     if config.policy.overdue == "forward" and config.mode == "enforce":
         message = "policy.overdue is 'forward': late studies pass unscreened. Write 'overdue: quarantine' to hold them."
         yield Check("policy", "warn", message)
+    if config.policy.unknown_size == "forward" and config.mode == "enforce":
+        message = (
+            "policy.unknown_size is 'forward': enough clean images beside it let any image pass. Write 'unknown_size:"
+            " quarantine', and enrol clean studies of the sizes that come."
+        )
+        yield Check("policy", "warn", message)
 
 
 def _bundles(config: Config) -> Iterator[Check]:
@@ -156,9 +165,19 @@ def _bundles(config: Config) -> Iterator[Check]:
             continue
         message = (
             f"Weights and enrolment of {enrolment.created} fit; {section.mode}, false alarms at {enrolment.alpha:.1%}"
-            f" of images. Fingerprint {scorer.fingerprint[:16]}."
+            f" of images{_judged(enrolment)}. Fingerprint {scorer.fingerprint[:16]}."
         )
         yield Check(name, "ok", message)
+
+
+def _judged(enrolment: Enrolment) -> str:
+    """Which sizes of studies do not follow policy.unknown_size; one image has its own test."""
+    if enrolment.studies is None:
+        return ""
+    spans = [(max(low, 2), high) for low, high in enrolment.studies.judged() if high > 1]
+    sizes = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)
+    what = f"studies of {sizes} images can be judged, others" if spans else "all studies of several images"
+    return f"; {what} follow policy.unknown_size"
 
 
 def _waiting(config: Config) -> Iterator[Check]:

@@ -12,6 +12,7 @@ import typer
 from dicomguard.cli import compose
 from dicomguard.cli.compose import ConfigOption, JsonOption
 from dicomguard.cli.output import console, print_json, print_table, shorten
+from dicomguard.decision import Reason
 
 if TYPE_CHECKING:  # SQLAlchemy, imported by the commands that need it
     from dicomguard.quarantine import Held, Quarantine
@@ -22,6 +23,10 @@ AllVersions = Annotated[bool, typer.Option("--all-versions", help="All that wait
 Item = Annotated[
     str, typer.Argument(metavar="ID", help="A decision id, 8 or more characters of one, or a Study Instance UID.")
 ]
+_SIZE_ADVICE = (
+    "  advice   more images than the enrolled clean studies can speak for. Look at the images with the highest scores"
+    " (pictures below), then release or reject. To judge such studies, enrol clean ones of their size."
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -81,6 +86,8 @@ def quarantine_show(item: Item, config: ConfigOption, as_json: JsonOption = Fals
                 f"  from     {decision.peer}, received {decision.received_at:%Y-%m-%d %H:%M:%S} UTC", markup=False
             )
             console.print(f"  verdict  {decision.verdict.value}: {', '.join(decision.reasons)}", markup=False)
+            if Reason.UNKNOWN_STUDY_SIZE in decision.reasons:
+                console.print(_SIZE_ADVICE, markup=False)
             console.print(f"  bundle   {decision.bundle} ({(decision.fingerprint or '')[:16]})", markup=False)
             console.print(
                 f"  goes to  {', '.join(decision.destinations) or 'what is configured'} when released", markup=False

@@ -65,14 +65,16 @@ class Desk:
             while screener.step():
                 pass
 
-    def decide(self, *sops, study="1.2.3", held=False, destinations=("ai",), route=True):
+    def decide(
+        self, *sops, study="1.2.3", held=False, destinations=("ai",), route=True, reason=Reason.SCORE_OVER_THRESHOLD
+    ):
         """A decision as the screener leaves it, without its looking at anything. Returns it and its claim."""
         for sop in sops:
             self.put(_data_set(sop, study), sop, study)
         claim = self.spool.claim(study_key(study))
         found = (Disposition.FORWARD, Verdict.CLEAN, ())
         if held:
-            found = (Disposition.QUARANTINE, Verdict.SUSPECT, (Reason.SCORE_OVER_THRESHOLD,))
+            found = (Disposition.QUARANTINE, Verdict.SUSPECT, (reason,))
         with self.ledger() as ledger:
             decision = Decision(
                 uuid.uuid4().hex, claim.claim_id, ledger.next_version(study), Uid(study),

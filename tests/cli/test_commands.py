@@ -7,6 +7,7 @@ import yaml
 
 from dicomguard.errors import ConfigError, NotFoundError, ReviewError
 from dicomguard.spool import envelope
+from tests.scoring.small import enrol_small, write_small
 
 
 def test_decisions_are_shown_to_people_machines_and_spreadsheets(desk_with_studies):
@@ -218,6 +219,23 @@ class TestDoctor:
         rows = {row["name"]: row for row in desk.run("doctor", "--json")[2]}
         assert rows["policy"]["state"] == "warn"
         assert "pass unscreened" in rows["policy"]["message"]
+
+    def test_the_sizes_of_studies_that_a_bundle_can_judge_are_named(self, desk, tmp_path):
+        folder = write_small(tmp_path / "small", levels=[0.03], repeats=1)
+        enrol_small(folder, alpha=0.1, guard=None)  # 30 held-back images
+        desk.configure(bundles=[{"path": str(folder), "mode": "shadow"}])
+        rows = {row["name"]: row for row in desk.run("doctor", "--json")[2]}
+        assert rows["bundle small"]["state"] == "ok"
+        assert (
+            "studies of 2-3 images can be judged, others follow policy.unknown_size" in rows["bundle small"]["message"]
+        )
+
+    def test_padded_studies_that_would_pass_are_named(self, desk):
+        settings = yaml.safe_load(desk.path.read_text()) | {"policy": {"unknown_size": "forward"}}
+        desk.path.write_text(yaml.safe_dump(settings))
+        rows = {row["name"]: row for row in desk.run("doctor", "--json")[2]}
+        assert rows["policy"]["state"] == "warn"
+        assert "let any image pass" in rows["policy"]["message"]
 
     def test_a_queue_without_a_destination_is_named(self, desk_with_studies):
         desk = desk_with_studies

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dicomguard.decision import Reason
 from dicomguard.errors import NotFoundError, ReviewError
 from dicomguard.spool.store import Spool
 from tests.spool.conftest import everything
@@ -15,6 +16,13 @@ def queued(desk, destination="ai"):
 
 def state(desk, *words):
     return [(row["state"], row["files"]) for row in desk.run("quarantine", "list", *words, "--json")[2]]
+
+
+def test_a_hold_that_is_about_the_size_of_a_study_says_what_to_do(desk):
+    desk.decide("1.1", study="1.2.3", held=True, reason=Reason.UNKNOWN_STUDY_SIZE)
+    desk.decide("1.2", study="1.2.4", held=True)
+    assert "Look at the images with the highest scores" in desk.run("quarantine", "show", "1.2.3")[1].replace("\n", " ")
+    assert "advice" not in desk.run("quarantine", "show", "1.2.4")[1]
 
 
 class TestDestinations:
