@@ -54,6 +54,14 @@ def _text(recipe: Recipe, folder: Path, enrolment: Enrolment, result: dict[str, 
         ]
         for report in result["reports"]:
             lines += ["", f"### {report['bits']} stored bits", "", *_table(report)]
+        if result.get("in_turn"):
+            row = result["in_turn"]
+            band, depths = row["band"], " and ".join(map(str, row["bits"]))
+            lines += [
+                "",
+                f"Clean test files of {depths} stored bits in turn, as in the enrolment: flagged",
+                f"{worded(row['clean'])}, 95 % beta-binomial band {band['low']} to {band['high']}: {_inside(band)}.",
+            ]
     lines += ["", statement.page(enrolment).replace("\n## ", "\n### ").replace("# What", "## What", 1)]
     lines += [
         "",
@@ -79,7 +87,9 @@ def _text(recipe: Recipe, folder: Path, enrolment: Enrolment, result: dict[str, 
 def _table(report: dict[str, Any]) -> list[str]:
     shipped, paper = report["rows"][:2]
     band = shipped["band"]
-    inside = f"{band['low']} to {band['high']} of {shipped['clean']['count']}: {_inside(band)}"
+    inside = "none for one depth, see below"
+    if band is not None:
+        inside = f"{band['low']} to {band['high']} of {shipped['clean']['count']}: {_inside(band)}"
     rows = [
         ("accuracy on clean test files", worded(report["accuracy"]), ""),
         ("clean files flagged (FPR)", worded(shipped["clean"]), worded(paper["clean"])),

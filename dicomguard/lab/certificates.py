@@ -64,8 +64,7 @@ class Workshop:
             and self.shipped.settings.model_copy(update={"ranges": settings.ranges}) == settings
         ):
             return self.shipped
-        made_of = (asdict(distillation), settings.width, self._source())
-        path = self._work / f"guard-{settings.sigma:g}-{name_of(*made_of)}.safetensors"
+        path = self.guard_path(settings, distillation)
         if not path.exists():
             taught = self._lessons(distillation)
             network = distil(
@@ -94,14 +93,23 @@ class Workshop:
             self._taught_on = self.recipe.cases(self._data, Split.TRAIN)
         return self._taught_on
 
+    def guard_path(self, settings: GuardSettings, distillation: Distillation) -> Path:
+        """Where the guard of this noise is kept."""
+        made_of = (asdict(distillation), settings.width, self._source())
+        return self._work / f"guard-{settings.sigma:g}-{name_of(*made_of)}.safetensors"
+
+    def lessons_path(self, distillation: Distillation) -> Path:
+        """Where lessons are kept, which do not depend on how a guard is trained on them."""
+        moves = {name: getattr(distillation, name) for name in ("seed", "variants", "rotation", "zoom", "shift")}
+        return self._work / f"lessons-{name_of(moves, self._source())}.safetensors"
+
     def _source(self) -> tuple[object, ...]:
         """What lessons rest on beside their settings: the model, its path, and the training files."""
         keys = sorted(case.key for case in self._training())
         return self.scorer.fingerprint, self.scorer.path, self.recipe.bits[-1], keys
 
     def _lessons(self, distillation: Distillation) -> Lessons:
-        moves = {name: getattr(distillation, name) for name in ("seed", "variants", "rotation", "zoom", "shift")}
-        path = self._work / f"lessons-{name_of(moves, self._source())}.safetensors"
+        path = self.lessons_path(distillation)
         if not path.exists():
             clean = self._read(self._training(), "read training files").parts[Part.DISTILLED]
             taught = lessons(self.scorer, clean, distillation, self._advance)

@@ -78,7 +78,12 @@ class Bench:
         attacked = {name: specimens.found(name, self.targets) for name in SUITE}
         shipped = rules.fitted("as shipped", self.enrolment.calibration)
         paper = rules.paper(self.enrolment.paper.theta, self.enrolment.paper.level)
-        rows = [rules.row(shipped, self.enrolment.alpha, clean, attacked), rules.row(paper, 0, clean, attacked)]
+        # An enrolment on several depths in turn promises nothing for one of them alone; see `in_turn`.
+        is_one = len(self.recipe.bits) == 1
+        rows = [
+            rules.row(shipped, self.enrolment.alpha, clean, attacked, is_exchangeable=is_one),
+            rules.row(paper, 0, clean, attacked),
+        ]
         losses = {}
         for alpha in ALPHAS:
             fitted = rules.rules(self.scorer.noise, reference, held_back, alpha)
@@ -94,6 +99,18 @@ class Bench:
             "cascade_loss": losses,
             "certificates": self._certificates(clean, attacked),
         }
+
+    def in_turn(self) -> dict[str, Any] | None:
+        """Clean test files of the recipe's depths in turn, as the enrolment's were; None where there is one depth."""
+        depths = self.recipe.bits
+        if len(depths) == 1:
+            return None
+        shipped = rules.fitted("as shipped", self.enrolment.calibration)
+        clean: list[Looked] = []
+        for place, bits in enumerate(depths):
+            specimens = Specimens(self.scorer, bits, self.given.work, self._ticker(bits))
+            clean += specimens.found("clean", self.test[place :: len(depths)])
+        return {"bits": list(depths), **rules.row(shipped, self.enrolment.alpha, clean, {})}
 
     def _certificates(self, clean: Sequence[Looked], attacked: dict[str, list[Looked]]) -> dict[str, Any] | None:
         guard = self.enrolment.guard
@@ -134,6 +151,7 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
         "enrolment": scorer.enrolment_sha256,
         "command": given.command,
         "reports": [bench.report(bits) for bits in given.bits or recipe.bits],
+        "in_turn": None if given.bits else bench.in_turn(),
     }
     given.results.mkdir(parents=True, exist_ok=True)
     (given.results / f"score-{recipe.name}.json").write_text(json.dumps(result, indent=1) + "\n")

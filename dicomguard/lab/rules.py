@@ -102,12 +102,22 @@ def _distance(one: Looked) -> float:
     return float(one.evidence.distances.max()) if one.evidence.distances is not None else 0.0
 
 
-def row(rule: Rule, alpha: float, clean: Sequence[Looked], attacked: Mapping[str, Sequence[Looked]]) -> dict[str, Any]:
-    """One line of the table: false alarms with their band, TPR on each attack, mean passes."""
+def row(
+    rule: Rule,
+    alpha: float,
+    clean: Sequence[Looked],
+    attacked: Mapping[str, Sequence[Looked]],
+    *,
+    is_exchangeable: bool = True,
+) -> dict[str, Any]:
+    """One line of the table: false alarms with their band, TPR on each attack, mean passes.
+
+    No band where the clean files are not like those behind the threshold (`is_exchangeable`).
+    """
     flags = np.array([rule.flags(one) for one in clean], bool)
     right = np.array([one.evidence.seen.answer == (one.truth,) for one in clean], bool)
     band = None
-    if rule.held_back is not None:
+    if rule.held_back is not None and is_exchangeable:
         low, high = beta_binomial_band(rule.held_back, alpha, len(clean))
         band = {"low": low, "high": high, "inside": bool(low <= flags.sum() <= high)}
     return {

@@ -35,7 +35,7 @@ from dicomguard.lab.figures import beta_binomial_band, share
 from dicomguard.lab.study_candidates import CANDIDATES, MONOTONE, Law
 from dicomguard.lab.study_figures import draw_false_holds, draw_power
 from dicomguard.lab.study_scores import ATTACKS, SLICES, Studied
-from dicomguard.scoring.calibration import Calibration
+from dicomguard.scoring.calibration import STATISTIC, Calibration
 from dicomguard.scoring.study_test import conformal_threshold, score, studies_needed
 
 Values = NDArray[np.float64]
@@ -293,6 +293,7 @@ def report(work: Path, alpha: float, chosen: dict[str, Any]) -> dict[str, Any]:
     image_threshold = conformal_threshold(single(work, "selection"), alpha)
     assert image_threshold is not None
     result: dict[str, Any] = {"alpha": alpha, "score": "scoring.study_test.score", "sizes": {}, "correlation": {}}
+    result["statistic"] = STATISTIC
     result["reference_images"] = study_scores.reference(work, "phantom").images[0]
     thinned = {count: study_scores.reference(work, "phantom", count) for count in THINNED}
     result["sizes"][1] = {"false_holds": false_holds([np.array([s]) for s in singles], score, alpha)}

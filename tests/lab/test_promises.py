@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
+from rich.progress import Progress
 
 from dicomguard import phantom
 from dicomguard.attacks.suite import SUITE
 from dicomguard.errors import DicomguardError
-from dicomguard.lab import certificates, command, falsify, promises, promises_page, speed
+from dicomguard.lab import certificates, command, promises, promises_page, speed
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.finetune import Settings
 from dicomguard.lab.recipes import Case, Recipe
 from dicomguard.lab.stored import read
 from dicomguard.scoring.scorer import Scorer
+from dicomguard.screen.examine import _BATCH_FRAMES
 from tests.scoring.small import enrol_small, write_small
 
+RANGES = (("MONOCHROME2", 0.0, 4095.0, 3.0),)
 _FIRST = {Split.TRAIN: 0, Split.VALIDATION: 1000, Split.CALIBRATION: 2000, Split.TEST: 3000}
 _COUNT = {Split.TRAIN: 70, Split.VALIDATION: 5, Split.CALIBRATION: 100, Split.TEST: 6}
 
@@ -76,14 +81,6 @@ def given(tmp_path: Path, **more: object) -> object:
         "eps": None,
         "sigma": None,
         "epochs": 1,
-        "budget": None,
-        "bases": 2,
-        "attempts": 4,
-        "draws": 300,
-        "confirm_only": False,
-        "survey_only": False,
-        "disagreeing": 2,
-        "argv": ["small"],
     }
     return type("Given", (), facts | more)()
 
@@ -111,21 +108,71 @@ def test_from_files_to_the_page(recipe: Recipe, folder: Path, tmp_path: Path, mo
     assert set(report["cascade_loss"]) == {"0.1"}
     assert "as shipped, alpha 0.1" in (folder / "docs" / "README.md").read_text()
 
+    assert result["in_turn"] is None  # one depth
+    assert shipped["band"] is not None
+    with Progress(console=quiet) as progress:
+        twice = replace(recipe, bits=(12, 12))
+        bench = promises.Bench(twice, Scorer.load(folder), given(tmp_path), progress)
+        in_turn = bench.in_turn()
+        alone = bench.report(12)["rows"][0]
+    assert in_turn is not None
+    assert in_turn["clean"] == shipped["clean"]
+    assert in_turn["band"] == shipped["band"]
+    assert alone["band"] is None
+
+    monkeypatch.setattr(certificates, "Distillation", partial(certificates.Distillation, least_steps=2))
     certificates.run(recipe, folder, given(tmp_path, eps=[0.004]), quiet)
-    falsify.run(recipe, folder, given(tmp_path), quiet)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.safetensors")}
+    assert len(kept) == 2  # lessons, and the guard that was taught by them
+    certificates.run(recipe, folder, given(tmp_path, eps=[0.004]), quiet)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
     images = [case.image(12) for case in recipe.cases(tmp_path, Split.TEST)]
     others = [case.image(12) for case in recipe.cases(tmp_path, Split.CALIBRATION)]
     timed = speed.measure(folder, images, others, rounds=1)
     (tmp_path / "results" / "speed-small.json").write_text(json.dumps(timed | {"command": "scripts/bench speed small"}))
+    # The noise check alone is another rule than the enrolment's without its guard.
+    assert 1 < timed["mean_passes"] <= 7
+    assert [row["batch"] for row in timed["throughput"]] == [_BATCH_FRAMES]
     timed["throughput"][0] |= {"card": "a card", "of_bf16_peak": 0.31}
     (tmp_path / "results" / "speed-small-cuda.json").write_text(json.dumps(timed | {"command": "on a card"}))
-    page = promises_page.page(tmp_path / "results", ["small", "absent"])
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "bundles" / "small").symlink_to(folder)
+    page = promises_page.page(tmp_path / "results", tmp_path / "bundles", ["small", "absent"])
     assert "a card, 31% of its bfloat16 peak" in page
     assert "PGD 0.016" in page
-    assert "falsifications: **0**" in page
-    assert "eager float32 passes" in page
-    assert "rests on" in page  # fewer than 300 files are named
+    assert "soundness: not measured yet (`scripts/bench soundness small`)" in page
+    assert "41 eager float32 passes |" in page
+    assert "is missing (" not in page
     assert "score: not measured yet (`scripts/bench files absent`)" in page
+    assert page.count("`scripts/bench something small`") >= 3
+
+
+def test_other_lessons_have_other_names(recipe: Recipe, folder: Path, tmp_path: Path) -> None:
+    """One more training file, another setting or another width: nothing that was kept before matches."""
+    scorer = Scorer.load(folder)
+
+    def names(of: Recipe, **changed: object) -> set[str]:
+        shop = certificates.Workshop(of, scorer, tmp_path, tmp_path, lambda *_: None)
+        settings = certificates.GuardSettings(sigma=0.25, eps=0.004, looks=(92,), ranges=RANGES, **changed)
+        return {shop.guard_path(settings, certificates.Distillation()).name}
+
+    def fewer(data: Path, split: Split) -> list[Case]:
+        return recipe.cases(data, split)[:-1]
+
+    assert names(recipe) == names(recipe)
+    assert names(recipe) != names(replace(recipe, cases=fewer))
+    assert names(recipe) != names(recipe, width=16)
+    shop = certificates.Workshop(recipe, scorer, tmp_path, tmp_path, lambda *_: None)
+    paths = {shop.lessons_path(certificates.Distillation(**more)) for more in ({}, {"zoom": 0.1}, {"epochs": 3})}
+    assert len(paths) == 2  # how long a guard is trained says nothing about its lessons
+
+
+def test_the_line_that_was_run_is_recorded_without_the_machine(tmp_path: Path) -> None:
+    parser = command.parser("files", "words")
+    given = command.parse(
+        parser, ["chest-xray", "--data", str(tmp_path / "d"), f"--work={tmp_path}/w", "--threads", "1"]
+    )
+    assert given.command == "scripts/bench files chest-xray --data d --work=w --threads 1"
 
 
 def test_a_shard_must_be_one() -> None:

@@ -136,12 +136,9 @@ def test_choose_and_report_on_kept_scores(tmp_path: Path, monkeypatch: pytest.Mo
     assert found["sizes"][10]["fewest"] == {"bim": 1, "loud": 1, "pgd4": 1, "pgd8": 1}
     assert found["sizes"][500]["false_holds"]["studies"] == 24
     assert found["reference_images"] == 300
-    # A surprise hardly rises above the log of 28, which is next to nothing among 500.
-    few = {size: found["sizes"][size]["fewest_by_reference"][28] for size in (10, 500)}
-    assert set(few[10]) == set(study_scores.ATTACKS)
-    assert all(count is not None and count <= 5 for count in few[10].values())
-    assert all(few[500][kind] is None or few[500][kind] > few[10][kind] for kind in study_scores.ATTACKS)
-    assert found["sizes"][10]["false_holds"]["studies"] == 72
+    few = found["sizes"][10]["fewest_by_reference"][28]
+    assert set(few) == set(study_scores.ATTACKS)
+    assert all(count is not None and count <= 5 for count in few.values())
     json.dumps(study_power._rounded(found), allow_nan=False)
     draw_power(found, tmp_path / "power.png")
     draw_false_holds(found, tmp_path / "holds.png")
