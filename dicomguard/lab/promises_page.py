@@ -27,11 +27,11 @@ _INTRODUCTION = (
 _STUDIES = {0.1: "study-power-alpha-0.1.json", 0.05: "study-power-alpha-0.05.json"}
 REASONS = "reasons.yaml"
 _COMMANDS = {
-    "score": "files",
-    "certificates": "certificates",
-    "soundness": "soundness",
-    "speed": "speed",
-    "card": "speed",
+    "score": "files {}",
+    "certificates": "certificates {}",
+    "soundness": "soundness {}",
+    "speed": "speed {}",
+    "card": "speed {} --device cuda",
 }
 
 
@@ -154,10 +154,11 @@ def _bundle(results: Path, folder: Path, name: str, reasons: Mapping[str, str]) 
     now = _enrolled(folder)
     found: dict[str, dict[str, Any]] = {}
     absent: dict[str, str] = {}
-    for kind, command in _COMMANDS.items():
+    for kind, pattern in _COMMANDS.items():
+        command = f"scripts/bench {pattern.format(name)}"
         path = results / (f"speed-{name}-cuda.json" if kind == "card" else f"{kind}-{name}.json")
         if not path.exists():
-            absent[kind] = f"not measured yet (`scripts/bench {command} {name}`)"
+            absent[kind] = f"not measured yet (`{command}`)"
             continue
         result = json.loads(path.read_text())
         made_with = result.get("fingerprint"), result.get("enrolment")
@@ -165,7 +166,7 @@ def _bundle(results: Path, folder: Path, name: str, reasons: Mapping[str, str]) 
         if now is not None and (made_with == now or (kind == "card" and made_with[0] == now[0])):
             found[kind] = result
         else:
-            absent[kind] = f"measured with another enrolment: run `scripts/bench {command} {name}` again"
+            absent[kind] = f"measured with another enrolment: run `{command}` again"
     yield "## Targets"
     yield ""
     yield from targets.table(targets.of_bundle(name, found), reasons, absent)
@@ -178,7 +179,7 @@ def _bundle(results: Path, folder: Path, name: str, reasons: Mapping[str, str]) 
     )
     for kind, section in parts:
         if kind in found:
-            command = f"scripts/bench {_COMMANDS[kind]} {name}"
+            command = f"scripts/bench {_COMMANDS[kind].format(name)}"
             yield from _whole(kind, command, functools.partial(section, found[kind]))
         else:
             yield f"*{kind}: {absent[kind]}.*"
