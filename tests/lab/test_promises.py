@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -41,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(folder: Path) -> Recipe:
     scorer = Scorer.load(folder)
 
+    @cache
     def cases(_data: Path, split: Split) -> list[Case]:
         return [_case(scorer, _FIRST[split] + n) for n in range(_COUNT[split])]
 
