@@ -15,7 +15,7 @@ from rich.progress import Progress
 from dicomguard import phantom
 from dicomguard.attacks.suite import SUITE
 from dicomguard.errors import DicomguardError
-from dicomguard.lab import certificates, command, promises, promises_page, speed
+from dicomguard.lab import certificates, command, falsify, promises, promises_page, speed
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.finetune import Settings
 from dicomguard.lab.recipes import Case, Recipe
@@ -33,7 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     made = write_small(tmp_path_factory.mktemp("promises"), size=16, repeats=2)
     images = [read(phantom.make(9000 + n, opacity=False, rows=64, columns=64))[0] for n in range(60)]
-    enrol_small(made, images=images)
+    # A budget of sixteen grey levels, so that there is something to attack; hardly anything is certified.
+    enrol_small(made, images=images, guard=GUARD.model_copy(update={"eps": 0.004}))
     return made
 
 
@@ -81,6 +82,14 @@ def given(tmp_path: Path, **more: object) -> object:
         "eps": None,
         "sigma": None,
         "epochs": 1,
+        "argv": [],
+        "attempts": 4,
+        "bases": 2,
+        "disagreeing": 1,
+        "draws": 300,
+        "budget": None,
+        "survey_only": False,
+        "confirm_only": False,
     }
     return type("Given", (), facts | more)()
 
@@ -126,6 +135,7 @@ def test_from_files_to_the_page(recipe: Recipe, folder: Path, tmp_path: Path, mo
     assert len(kept) == 2  # lessons, and the guard that was taught by them
     certificates.run(recipe, folder, given(tmp_path, eps=[0.004]), quiet)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    falsify.run(recipe, folder, given(tmp_path), quiet)
     images = [case.image(12) for case in recipe.cases(tmp_path, Split.TEST)]
     others = [case.image(12) for case in recipe.cases(tmp_path, Split.CALIBRATION)]
     timed = speed.measure(folder, images, others, rounds=1)
@@ -140,7 +150,7 @@ def test_from_files_to_the_page(recipe: Recipe, folder: Path, tmp_path: Path, mo
     page = promises_page.page(tmp_path / "results", tmp_path / "bundles", ["small", "absent"])
     assert "a card, 31% of its bfloat16 peak" in page
     assert "PGD 0.016" in page
-    assert "soundness: not measured yet (`scripts/bench soundness small`)" in page
+    assert "falsifications: **0**" in page
     assert "41 eager float32 passes |" in page
     assert "is missing (" not in page
     assert "score: not measured yet (`scripts/bench files absent`)" in page
