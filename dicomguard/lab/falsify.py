@@ -8,7 +8,6 @@ either kind (--confirm-only); then the attempts, see `soundness`. Whether the mo
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import shlex
@@ -18,95 +17,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
-import torch
-from pydicom.dataset import Dataset
 from rich.console import Console
 from rich.progress import Progress, TaskID
-from torch import Tensor
 
-from dicomguard.attacks.joint import Budget, Pair
-from dicomguard.decision import Policy, judge_score
-from dicomguard.errors import BundleError, DicomguardError
+from dicomguard.attacks.joint import Budget
+from dicomguard.errors import DicomguardError
 from dicomguard.lab import command
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.figures import share, worded
 from dicomguard.lab.majority import Terms
-from dicomguard.lab.measure import Journal
+from dicomguard.lab.node_judge import NodeJudge
 from dicomguard.lab.recipes import Case, Recipe
-from dicomguard.lab.soundness import Base, Judged, Kind, Soundness, Stored
-from dicomguard.lab.stored import read
-from dicomguard.scoring import noise
-from dicomguard.scoring.guard import Outcome
-from dicomguard.scoring.noise import Seeds
-from dicomguard.scoring.scorer import Batch, Scorer
+from dicomguard.lab.soundness import Base, Kind, Soundness
+from dicomguard.lab.survey import FILTER, KINDS, Survey
+from dicomguard.scoring.scorer import Scorer
 
-_KEY = b"soundness"  # stands in for a site key that the attacker does not have
-_KINDS: Final[tuple[Kind, ...]] = ("agreeing", "disagreeing")
 _LEAST_ATTEMPTS = 3  # on each base where model and guard disagreed
-
-FILTER = (
-    "Test files, one of each group, in the order of a hash of their names; right and wrong answers alike. Of either"
-    " kind the first whose quick vote says so, the node's own, until so many are confirmed by the long vote. Where too"
-    " few disagree, the other test files of the groups follow, one at most of a group."
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Quick:
-    """What a quick vote says of a clean file: agreeing, disagreeing or unenrolled; and whether the model is right."""
-
-    kind: str
-    right: bool
-
-
-class Survey:
-    """Quick votes on clean files, in an order of its own that says nothing about them. Resumable."""
-
-    def __init__(
-        self, vote: Callable[[Case], Quick], path: Path, fingerprint: str, tick: Callable[[], None] = lambda: None
-    ) -> None:
-        """`fingerprint`: of all that `vote` is made of; votes under another one are not reused."""
-        self._vote = vote
-        self._votes = Journal(path, fingerprint)
-        self._tick = tick
-        self._seen: dict[str, None] = {}
-
-    def __call__(self, case: Case) -> Quick:
-        """The vote on one file, from the journal where it is known."""
-        if case.key not in self._votes:
-            found = self._vote(case)
-            self._votes.put(case.key, {"kind": found.kind, "right": found.right})
-        if case.key not in self._seen:
-            self._seen[case.key] = None
-            self._tick()
-        row = self._votes[case.key]
-        return Quick(row["kind"], row["right"])
-
-    def of_kind(self, kind: Kind, cases: Sequence[Case], spares: Sequence[Case] = ()) -> Iterator[Case]:
-        """Files of that kind; then, and only as far as asked for, spares of groups of which none was found yet."""
-        groups = set()
-        for case in (*ordered(cases), *ordered(spares)):
-            if case.group not in groups and self(case).kind == kind:
-                groups.add(case.group)
-                yield case
-
-    def counted(self, cases: Sequence[Case]) -> dict[str, Any]:
-        """How many of these were looked at, of which kind they are, and how often the model is right on each kind."""
-        found = [self(case) for case in cases if case.key in self._seen]
-        return {
-            "files": len(found),
-            "kinds": dict(Counter(one.kind for one in found)),
-            "disagreeing": share([one.kind == "disagreeing" for one in found if one.kind != "unenrolled"]),
-            "right": {kind: share([one.right for one in found if one.kind == kind]) for kind in _KINDS},
-        }
-
-
-def ordered(cases: Sequence[Case]) -> list[Case]:
-    """In the order of a hash of their keys: a recipe may list class after class, and any prefix be one class only."""
-    return sorted(cases, key=lambda case: hashlib.sha256(f"bases/{case.key}".encode()).digest())
 
 
 def confirm(
@@ -126,67 +54,6 @@ def confirm(
 def attempts_on_disagreeing(attempts: int, bases: int) -> int:
     """A tenth of `attempts`, rounded up to whole rounds over the bases, and not less than three on each."""
     return bases * max(_LEAST_ATTEMPTS, math.ceil(attempts / (10 * bases))) if bases else 0
-
-
-class NodeJudge:
-    """What the node does with a file, without the node: read the bytes, score, judge under the default policy."""
-
-    def __init__(self, scorer: Scorer, cases: Sequence[Case], bits: int) -> None:
-        if scorer.guard is None or scorer.thresholds is None:
-            raise BundleError(f"{scorer.name} has no guard.", advice="Enrol it with more clean images.")
-        self.scorer = scorer
-        self._cases = {case.key: case for case in cases}
-        self._bits = bits
-
-    def base(self, case: Case) -> Base:
-        """The stored values of a clean file."""
-        return Base(case.key, case.make(self._bits).pixel_array.astype(np.int64)[None])
-
-    def quick(self, case: Case) -> Quick:
-        """The model's answer to a clean file and the guard's own vote on it, without the noise check."""
-        batch, seeds = self._read(case.make(self._bits))
-        guard = self.scorer.guard
-        assert guard is not None
-        assert batch.planes is not None
-        answer = tuple(int(c) for c in self.scorer.answer(batch.pixels).log_odds[0].argmax(-1))
-        outcome = guard.vote(batch.planes[0], answer, seeds.guard).outcome
-        kind = {Outcome.DISAGREE: "disagreeing", Outcome.UNENROLLED: "unenrolled"}.get(outcome, "agreeing")
-        return Quick(kind, right=answer == (case.truth,))
-
-    def __call__(self, bases: Sequence[Base], stored: Sequence[Stored]) -> list[Judged]:
-        """Judge files that hold these stored values."""
-        found: list[Judged] = []
-        for base, values in zip(bases, stored, strict=True):
-            dataset = self._cases[base.key].make(self._bits)
-            _put(dataset, values[0])
-            batch, seeds = self._read(dataset)
-            (score,) = self.scorer.score(batch, [seeds])
-            assert score.guard is not None
-            assert self.scorer.thresholds is not None
-            judgement = judge_score(score, self.scorer.thresholds, Policy())
-            answer = self.scorer.head.answer_of([score.predicted])
-            found.append(Judged(answer, score.guard.outcome, judgement.action == "forward"))
-        return found
-
-    def _read(self, dataset: Dataset) -> tuple[Batch, Seeds]:
-        image, digest = read(dataset)
-        seeds = noise.seeds(_KEY, str(dataset.SOPInstanceUID), 0, digest, self.scorer.fingerprint)
-        return self.scorer.prepare([image]), seeds
-
-    def pair(self) -> Pair:
-        """Model and guard as the attacker sees them: everything but the noise that will be drawn."""
-        guard = self.scorer.guard
-        assert guard is not None
-
-        def model(pixels: Tensor) -> Tensor:
-            return self.scorer.log_odds(torch.stack([self.scorer.preprocess(one) for one in pixels]))
-
-        return Pair(model, guard.logits, guard.settings.sigma)
-
-
-def _put(dataset: Dataset, stored: np.ndarray[Any, np.dtype[np.int64]]) -> None:
-    data = stored.astype(np.uint8 if dataset.BitsAllocated == 8 else "<u2").tobytes()
-    dataset.PixelData = data + b"\0" * (len(data) % 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +116,7 @@ class _Stages:
             "test_files": self.survey.counted(self.cases),
             "spares": self.survey.counted(self.spares),
             "quick_then_long": dict(became),
-            "right": {kind: share([quick[key].right for key in quick if long[key] == kind]) for kind in _KINDS},
+            "right": {kind: share([quick[key].right for key in quick if long[key] == kind]) for kind in KINDS},
         }
 
 

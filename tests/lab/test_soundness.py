@@ -20,6 +20,7 @@ from dicomguard.lab.majority import Terms, is_certified, lower_bound, majority_n
 from dicomguard.lab.recipes import RECIPES, Case, Recipe
 from dicomguard.lab.soundness import Base, Judged, Kind, Soundness, Stored, _others
 from dicomguard.lab.stored import read
+from dicomguard.lab.survey import Quick, Survey, ordered
 from tests.scoring.small import GUARD, enrol_small, write_small
 
 LEVELS = 255
@@ -329,22 +330,22 @@ class Voter:
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
 
-    def __call__(self, asked: Case) -> falsify.Quick:
+    def __call__(self, asked: Case) -> Quick:
         self.asked[asked.key] += 1
         number = int(asked.key.split()[1])
         kind = "unenrolled" if number % 7 == 0 else "disagreeing" if number % 5 == 0 else "agreeing"
-        return falsify.Quick(kind, right=number % 3 > 0)
+        return Quick(kind, right=number % 3 > 0)
 
 
 def test_bases_are_chosen_by_votes_and_not_by_who_is_right(tmp_path: Path) -> None:
     cases = sorted((case(number) for number in range(1, 101)), key=lambda one: one.truth)  # class after class
     voter = Voter()
-    survey = falsify.Survey(voter, tmp_path / "survey.jsonl", "f")
+    survey = Survey(voter, tmp_path / "survey.jsonl", "f")
     for one in cases:
         survey(one)
     agreeing = list(survey.of_kind("agreeing", cases))
     assert len(agreeing) == 68
-    assert agreeing == [one for one in falsify.ordered(cases) if voter(one).kind == "agreeing"]
+    assert agreeing == [one for one in ordered(cases) if voter(one).kind == "agreeing"]
     assert 8 <= sum(one.truth for one in agreeing[:25]) <= 17, "both classes are among the first"
     found = survey.counted(cases)
     assert found["files"] == 100
@@ -358,7 +359,7 @@ def test_votes_are_kept_and_spares_asked_only_as_far_as_needed(tmp_path: Path) -
     cases, spares = [case(number) for number in range(1, 31)], [case(number) for number in range(31, 131)]
     doubled = [case(1000 + 5 * number, "patient 5") for number in range(1, 7)]  # of a patient who is there already
     voter = Voter()
-    survey = falsify.Survey(voter, tmp_path / "survey.jsonl", "f")
+    survey = Survey(voter, tmp_path / "survey.jsonl", "f")
     of_files = list(survey.of_kind("disagreeing", cases))
     assert len(of_files) == 6
     assert set(voter.asked) == {one.key for one in cases}
@@ -369,7 +370,7 @@ def test_votes_are_kept_and_spares_asked_only_as_far_as_needed(tmp_path: Path) -
     assert 0 < survey.counted(spares)["files"] < len(spares)
     assert not set(voter.asked) & {one.key for one in doubled}
     assert set(voter.asked.values()) == {1}
-    again = falsify.Survey(lambda one: pytest.fail(one.key), tmp_path / "survey.jsonl", "f")
+    again = Survey(lambda one: pytest.fail(one.key), tmp_path / "survey.jsonl", "f")
     assert list(again.of_kind("disagreeing", cases)) == of_files
 
 
