@@ -31,6 +31,7 @@ from dicomguard.errors import BundleError
 from dicomguard.lab import command
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.recipes import Recipe
+from dicomguard.lab.survey import ordered
 from dicomguard.pixels.image import Image
 from dicomguard.scoring import calibration, noise
 from dicomguard.scoring.bundle import Bundle
@@ -288,8 +289,8 @@ def _processor() -> str:
 
 
 def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Console) -> None:
-    """Time everything on the first test images of a recipe, and write the results."""
-    cases = recipe.cases(given.data, Split.TEST)[: given.images]
+    """Time everything on some test images of a recipe, and write the results."""
+    cases = ordered(recipe.cases(given.data, Split.TEST))[: given.images]
     others = {case.group: case for case in reversed(recipe.cases(given.data, Split.CALIBRATION))}
     chosen = list(others.values())[-_CALIBRATING:]  # the first ones, one of each patient
     images, calibrating = ([case.image(recipe.bits[-1]) for case in part] for part in (cases, chosen))
@@ -306,7 +307,7 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
 def main(arguments: list[str] | None = None) -> int:
     """The command line of scripts/bench speed."""
     parser = command.parser("speed", "Time the checks side by side.")
-    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--images", type=int, default=48, help="clean test files, drawn by a hash of their names")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu", help="cpu or cuda; the bundle must be enrolled on it")
     return command.execute(run, command.parse(parser, arguments))
