@@ -174,8 +174,10 @@ def _judged(enrolment: Enrolment) -> str:
     """Which sizes of studies do not follow policy.unknown_size; one image has its own test."""
     if enrolment.studies is None:
         return ""
+    from dicomguard.enrol.statement import span
+
     spans = [(max(low, 2), high) for low, high in enrolment.studies.judged() if high > 1]
-    sizes = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)
+    sizes = ", ".join(span(low, high) for low, high in spans)
     what = f"studies of {sizes} images can be judged, others" if spans else "all studies of several images"
     return f"; {what} follow policy.unknown_size"
 

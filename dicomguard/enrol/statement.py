@@ -118,14 +118,14 @@ def _studies(e: Enrolment) -> Iterator[str]:
     yield "## Whole studies"
     yield ""
     covered = promised(e)
-    sizes = ", ".join(_span(low, high) for low, high in covered)
+    sizes = ", ".join(span(low, high) for low, high in covered)
     yield f"The same holds, for each look at it, for a clean study as a whole of {sizes} image(s)."
     yield (
         f"**No promise above {covered[-1][1]} image(s)**, nor between those: too few clean studies of such sizes were"
         f" enrolled ({_needed(e.alpha)} are needed for each band)."
     )
     if e.studies is not None:
-        judged = ", ".join(_span(low, high) for low, high in e.studies.judged())
+        judged = ", ".join(span(low, high) for low, high in e.studies.judged())
         yield (
             f"Studies of {judged} image(s) are judged all the same, where there is no promise by an extrapolated tail."
             " **Of any other size they are held** (`policy.unknown_size`): the clean studies cannot speak for them, and"
@@ -140,7 +140,8 @@ def _studies(e: Enrolment) -> Iterator[str]:
         yield ""
 
 
-def _span(low: int, high: int) -> str:
+def span(low: int, high: int) -> str:
+    """Sizes of studies in words: 1, or 2-20."""
     return str(low) if low == high else f"{low}-{high}"
 
 
@@ -177,7 +178,7 @@ def _certificate(e: Enrolment) -> Iterator[str]:
         )
     yield ""
     if e.certified:
-        measured = ", ".join(f"{c.held} of {c.studies} with {_span(c.low, c.high)} image(s)" for c in e.require_cost)
+        measured = ", ".join(f"{c.held} of {c.studies} with {span(c.low, c.high)} image(s)" for c in e.require_cost)
         yield f"`certificate: require` would have held, of the held-back clean studies: {measured or 'none there'}."
         rates = ", ".join(f"{hold_rate(e.certified[-1], n):.0%} of those with {n}" for n in _SIZES)
         yield f"If the images of a study were independent, which they are not quite: {rates}."

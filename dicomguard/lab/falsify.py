@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -145,7 +144,7 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
         "fingerprint": scorer.fingerprint,
         "enrolment": scorer.enrolment_sha256,
         "argv": list(given.argv),
-        "command": shlex.join(["scripts/bench", "soundness", *given.argv]),
+        "command": command.line("scripts/bench soundness", given.argv),
         "selection": stages.selection(bases),
         **stages.test.report(),
     }

@@ -230,7 +230,7 @@ class Scorer:
         """The same on the card where there is one; what might be another answer by a hair is asked canonically."""
         if self._answering is self._canonical:
             return self.answer(pixels)
-        found = self._answered(self._answering, pixels.to(self.device), _DEVICE_CHUNK)
+        found = self._answered(self._answering, pixels.to(self.device), self.chunk)
         margins = np.array([head.pairwise(odds, odds.argmax(-1)).min() for odds in found.log_odds])
         floor = 0.0 if self.enrolment is None else self.enrolment.calibration.margin_floor
         # Written so that NaN is close, too.
@@ -294,7 +294,7 @@ class Scorer:
             [seed.noise_check for seed in seeds],
             self.noise,
             draws,
-            chunk=_CHUNK if place.type == "cpu" else _DEVICE_CHUNK,
+            chunk=_CHUNK if canonical else self.chunk,
         )
 
     def _cascade(
