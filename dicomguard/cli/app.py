@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import dicomguard
-from dicomguard.cli import bundles, drift, enrolling, evidence, flight, holding, node, records, transit, trials
+from dicomguard.cli import bundles, drift, enrolling, evidence, flight, holding, lab, node, records, transit, trials
 from dicomguard.errors import BundleError, ConfigError, DicomguardError
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ enrolling.register(app)
 drift.register(app)
 flight.register(app)
 evidence.register(app)
+lab.register(app)
 
 
 def _version(value: bool) -> None:

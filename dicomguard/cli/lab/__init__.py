@@ -1,0 +1,15 @@
+"""`dicomguard lab`: the offline commands, for researchers. Each module adds its own."""
+
+from __future__ import annotations
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the tree."""
+    lab = typer.Typer(
+        help="Offline: data sets, victims, attacks, detectors, benchmarks and their report.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    app.add_typer(lab, name="lab")
