@@ -1,0 +1,107 @@
+"""One piece of a benchmark: what it is made of, and the folder that its result is kept in.
+
+A cell is named by the hash of everything that its result depends on: its kind and the edition of the code behind it,
+its settings, the data, and the cells that it needs. Its folder holds what it leaves for other cells; `result.json` is
+written last, by renaming, so that nothing half-written is taken for a result. What an interrupted cell had kept in its
+folder is there when it starts again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from dicomguard.errors import DicomguardError
+from dicomguard.lab.measure import name_of
+
+RESULT = "result.json"
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """`kind` says which function makes it (`kinds`), `edition` which state of that function; `title` is for people.
+
+    `settings`: JSON text. `needs`: other cells by the role that they play. The title is no part of the key.
+    """
+
+    kind: str
+    edition: int
+    title: str
+    settings: str
+    needs: tuple[tuple[str, Cell], ...]
+
+    @classmethod
+    def of(cls, kind: str, edition: int, title: str, needs: Mapping[str, Cell] | None = None, **settings: Any) -> Self:
+        """A cell with settings that JSON knows.
+
+        Raises:
+            TypeError: a setting that JSON does not know.
+
+        """
+        return cls(kind, edition, title, json.dumps(settings, sort_keys=True), tuple(sorted((needs or {}).items())))
+
+    @property
+    def key(self) -> str:
+        """Twelve hex digits that stand for all inputs."""
+        return name_of(self.kind, self.edition, self.settings, [(role, cell.key) for role, cell in self.needs])
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings as values."""
+        found: dict[str, Any] = json.loads(self.settings)
+        return found
+
+    def folder(self, root: Path) -> Path:
+        """Where it keeps what it makes."""
+        return root / self.kind / self.key
+
+    def result(self, root: Path) -> Result | None:
+        """What it found; None where it has not been computed to its end.
+
+        Raises:
+            DicomguardError: the file is there and cannot be read.
+
+        """
+        path = self.folder(root) / RESULT
+        if not path.exists():
+            return None
+        try:
+            found: Result = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise DicomguardError(
+                f"{path} cannot be read: {error}.", advice="Delete its folder; the next run computes the cell again."
+            ) from error
+        return found
+
+    def keep(self, root: Path, result: Result) -> None:
+        """Write the result, whole or not at all."""
+        path = self.folder(root) / RESULT
+        partial = path.with_suffix(".partial")
+        with partial.open("w") as file:
+            json.dump(result, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+
+
+def in_order(cells: Mapping[str, Cell] | list[Cell] | tuple[Cell, ...]) -> list[Cell]:
+    """All cells and what they need, each once, what is needed first."""
+    wanted = list(cells.values()) if isinstance(cells, Mapping) else list(cells)
+    seen: dict[str, Cell] = {}
+
+    def visit(cell: Cell) -> Iterator[Cell]:
+        if cell.key in seen:
+            return
+        for _, need in cell.needs:
+            yield from visit(need)
+        if cell.key not in seen:
+            seen[cell.key] = cell
+            yield cell
+
+    return [found for cell in wanted for found in visit(cell)]
