@@ -24,38 +24,43 @@ _UNTOUCHED = 1e-6  # presentation units: a pixel that moved less keeps its store
 
 
 def stored_values(image: Image, adversarial: NDArray[np.float32], original: NDArray[np.integer]) -> NDArray[np.int64]:
-    """The stored integers nearest to `adversarial` (1, H, W); `original` (H, W) where a pixel was not touched.
+    """The stored integers nearest to `adversarial` (C, H, W); those of `original` where a sample was not touched.
+
+    `original` and the result: (H, W) of a grayscale image, (H, W, 3) of an RGB one, whose samples change one by one.
 
     Raises:
         DicomguardError: the way from stored values to presentation is not affine, so there is no way back.
 
     """
     mapping = image.mapping
-    if mapping is None or image.pixels.shape[0] != 1:
+    if mapping is None or image.pixels.shape[0] not in (1, 3):
         raise DicomguardError(
             f"frame {image.frame} cannot be forged: {image.voi} on {image.photometric_interpretation} has no inverse.",
-            advice="Use a grayscale image with a linear window or none.",
+            advice="Use an RGB image, or a grayscale one with a linear window or none.",
         )
-    stored = np.rint(adversarial[0].astype(np.float64) / mapping.scale + mapping.offset)
+    if adversarial.shape != image.pixels.shape:
+        raise ValueError(f"the picture has shape {adversarial.shape}, frame {image.frame} has {image.pixels.shape}")
+    stored = np.rint(adversarial.astype(np.float64) / mapping.scale + mapping.offset)
     stored = np.clip(stored, mapping.low, mapping.high).astype(np.int64)
-    untouched = np.abs(adversarial[0] - image.pixels[0]) < _UNTOUCHED
-    return np.where(untouched, original.astype(np.int64), stored)
+    untouched = np.abs(adversarial - image.pixels) < _UNTOUCHED
+    return np.where(_interleaved(untouched), original.astype(np.int64), _interleaved(stored))
 
 
 def presentation(image: Image, stored: NDArray[np.integer]) -> NDArray[np.float32]:
-    """What the node will see of stored values (H, W) under the image's own mapping: (1, H, W) in [0, 1]."""
+    """What the node will see of stored values (H, W) or (H, W, 3) under the image's own mapping: (C, H, W)."""
     mapping = image.mapping
     assert mapping is not None
     values = (stored.astype(np.float64) - mapping.offset) * mapping.scale
-    return np.clip(values, 0, 1).astype(np.float32)[np.newaxis]
+    planes = np.clip(values, 0, 1).astype(np.float32)
+    return np.ascontiguousarray(np.moveaxis(planes, -1, 0)) if planes.ndim == 3 else planes[np.newaxis]
 
 
 def forge(source: Dataset, image: Image, adversarial: NDArray[np.float32], *, description: str) -> Dataset:
-    """A copy of `source` whose frame `image.frame` shows `adversarial` (1, H, W), rounded to stored bits.
+    """A copy of `source` whose frame `image.frame` shows `adversarial` (C, H, W), rounded to stored bits.
 
-    Explicit VR Little Endian, uncompressed (PS3.5 A.2), with a SOP Instance UID of its own. Image Type value 1 becomes
-    DERIVED, Derivation Description says what was done and Source Image Sequence points back (PS3.3 C.7.6.1.1,
-    C.12.4.1). `source` stays as it is; its pixels must be decodable.
+    Explicit VR Little Endian, uncompressed (PS3.5 A.2), RGB colour-by-pixel, with a SOP Instance UID of its own. Image
+    Type value 1 becomes DERIVED, Derivation Description says what was done and Source Image Sequence points back (PS3.3
+    C.7.6.1.1, C.12.4.1). `source` stays as it is; its pixels must be decodable.
 
     Raises:
         DicomguardError: as `stored_values`.
@@ -65,11 +70,20 @@ def forge(source: Dataset, image: Image, adversarial: NDArray[np.float32], *, de
     if forged.file_meta.TransferSyntaxUID.is_compressed:
         forged.decompress(generate_instance_uid=False)
     pixels = forged.pixel_array.copy()
-    frames = pixels.reshape(-1, int(forged.Rows), int(forged.Columns))
+    colours = image.pixels.shape[0] == 3
+    # Whatever the file's Planar Configuration, pydicom hands the samples of a pixel over together.
+    frames = pixels.reshape(-1, int(forged.Rows), int(forged.Columns), *(3,) * colours)
     frames[image.frame] = stored_values(image, adversarial, frames[image.frame]).astype(frames.dtype)
+    if colours:
+        forged.PlanarConfiguration = 0
     _set_pixels(forged, frames)
     _derive(forged, source, description)
     return forged
+
+
+def _interleaved(planes: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Shape (1, H, W) to (H, W), (3, H, W) to (H, W, 3)."""
+    return planes[0] if planes.shape[0] == 1 else np.moveaxis(planes, 0, -1)
 
 
 def _set_pixels(dataset: Dataset, frames: NDArray[np.integer]) -> None:
@@ -86,7 +100,8 @@ def _derive(forged: Dataset, source: Dataset, description: str) -> None:
     digest = uuid.uuid5(_NAMESPACE, f"{source.SOPInstanceUID}/{description}/{_digest(forged.PixelData)}")
     forged.SOPInstanceUID = UID(f"2.25.{digest.int}")
     kept = list(source.get("ImageType") or ["ORIGINAL", "PRIMARY"])
-    forged.ImageType = ["DERIVED", *kept[1:]]
+    # An ophthalmic photograph may leave value 3 empty, but not once it is derived (PS3.3 C.8.17.2.1.4).
+    forged.ImageType = ["DERIVED", *(value or "OTHER" for value in kept[1:])]
     forged.DerivationDescription = description
     purpose = Dataset()
     purpose.CodeValue, purpose.CodingSchemeDesignator = "121322", "DCM"

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
+from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from dicomguard import phantom
 from dicomguard.attacks.forge import forge
@@ -93,3 +94,74 @@ def test_without_an_affine_way_back_it_is_an_error() -> None:
     image = read(source())
     with pytest.raises(DicomguardError, match="no inverse"):
         rounded(replace(image, mapping=None), image.pixels)
+
+
+def colour_source(*, planar: int = 0, bits: int = 8) -> Dataset:
+    """An RGB picture of 24 x 20 with dark, bright and saturated samples; 8 or 16 bits allocated."""
+    dataset = phantom.make(7, opacity=True, rows=64, columns=64)
+    top = 2**bits - 1
+    dataset.Rows, dataset.Columns = 24, 20
+    samples = np.random.default_rng(5).integers(0, top + 1, (24, 20, 3)).astype(np.uint8 if bits == 8 else "<u2")
+    samples[:4], samples[4:8] = 0, top
+    for keyword in ("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept", "RescaleType"):
+        if keyword in dataset:
+            delattr(dataset, keyword)
+    dataset.PhotometricInterpretation, dataset.SamplesPerPixel, dataset.PlanarConfiguration = "RGB", 3, planar
+    dataset.BitsAllocated = 8 if bits == 8 else 16
+    dataset.BitsStored, dataset.HighBit = bits, bits - 1
+    stored = np.moveaxis(samples, -1, 0) if planar else samples
+    dataset.PixelData = np.ascontiguousarray(stored).tobytes()
+    dataset["PixelData"].VR = "OB" if bits == 8 else "OW"
+    return dataset
+
+
+COLOURS = {"by pixel": {}, "by plane": {"planar": 1}, "12 bits": {"bits": 12}}
+
+
+@pytest.mark.parametrize("changes", COLOURS.values(), ids=COLOURS)
+def test_colour_is_rounded_as_its_file_is_read(changes: dict[str, int]) -> None:
+    dataset = colour_source(**changes)
+    before = dataset.PixelData
+    image = read(dataset)
+    adversarial = moved(image, 0.02)
+    assert adversarial.shape == (3, 24, 20)
+    forged = forge(dataset, image, adversarial, description="test")
+    expected = read(forged)
+    found = rounded(image, adversarial)
+    assert np.abs(found.pixels - expected.pixels).max() < 1e-6
+    assert np.abs(found.pixels - adversarial).max() <= 0.5 / (2**image.bits_stored - 1) + 1e-6
+    assert not np.array_equal(found.pixels, image.pixels)
+    assert found.miniature is not None
+    assert expected.miniature is not None
+    np.testing.assert_allclose(found.miniature.values, expected.miniature.values, atol=1e-6)
+    assert forged.PlanarConfiguration == 0
+    assert dataset.PixelData == before
+    assert np.array_equal(rounded(found, found.pixels).pixels, found.pixels)
+
+
+@pytest.mark.parametrize("changes", COLOURS.values(), ids=COLOURS)
+def test_colour_that_was_not_touched_keeps_every_stored_sample(changes: dict[str, int]) -> None:
+    dataset = colour_source(**changes)
+    image = read(dataset)
+    same = forge(dataset, image, image.pixels, description="test")
+    assert np.array_equal(same.pixel_array, dataset.pixel_array)
+    one = image.pixels.copy()
+    one[1, 10, 7] = 1 - one[1, 10, 7]
+    changed = forge(dataset, image, one, description="test").pixel_array != dataset.pixel_array
+    assert np.argwhere(changed).tolist() == [[10, 7, 1]]
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless], ids=["RLE", "JPEG 2000"])
+def test_a_compressed_colour_source_is_forged_uncompressed(syntax: str) -> None:
+    dataset = colour_source()
+    expected = moved(read(dataset), 0.02)
+    dataset.compress(syntax, generate_instance_uid=False)
+    image = read(dataset)
+    found = read(forge(dataset, image, expected, description="test"))
+    assert np.abs(found.pixels - expected).max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_picture_of_another_shape_is_no_attack_on_this_one() -> None:
+    image = read(colour_source())
+    with pytest.raises(ValueError, match="shape"):
+        rounded(image, image.pixels[:1])

@@ -11,7 +11,14 @@ from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
 
 from dicomguard.attacks.forge import forge
-from dicomguard.lab.instances import computed_radiograph, magnetic_resonance
+from dicomguard.errors import DicomguardError
+from dicomguard.lab.instances import (
+    computed_radiograph,
+    computed_tomograph,
+    magnetic_resonance,
+    ophthalmic_photograph,
+    ultrasound,
+)
 from dicomguard.pixels.reader import images
 
 DCIODVFY = Path("/usr/bin/dciodvfy")
@@ -69,3 +76,64 @@ def test_an_attack_is_written_back_to_the_nearest_stored_value(make: Make, bits:
     wanted = np.clip(image.pixels + 0.01, 0, 1).astype(np.float32)
     (forged,) = images(forge(source, image, wanted, description="test"))
     np.testing.assert_allclose(forged.pixels, wanted, atol=0.5 / (2**bits - 1) + 1e-6)
+
+
+def colours(shape: tuple[int, int] = (31, 33)) -> np.ndarray:
+    return np.random.default_rng(2).integers(0, 256, (*shape, 3), np.uint8)
+
+
+# What stays is a warning about something that is not known of a picture file, or that no defined term says.
+OTHERS = {
+    "CT 12": (computed_tomograph, gray, 12, {"RescaleType"}),
+    "CT 16": (computed_tomograph, gray, 16, {"RescaleType"}),
+    "US": (ultrasound, gray, 8, {"Laterality"}),
+    "OP": (ophthalmic_photograph, colours, 8, set()),
+}
+others = pytest.mark.parametrize(("make", "picture", "bits", "warned"), OTHERS.values(), ids=OTHERS)
+
+
+@others
+def test_the_node_reads_the_picture_of_other_modalities_too(make: Make, picture, bits: int, warned: set[str]) -> None:
+    (image,) = images(dcmread(io.BytesIO(encoded(make(picture(), bits=bits, name="a")))))
+    shown = picture() / 255
+    expected = np.moveaxis(shown, -1, 0) if shown.ndim == 3 else shown[None]
+    np.testing.assert_allclose(image.pixels, expected, atol=0.5 / (2**bits - 1) + 1e-6)
+    assert image.mapping is not None
+    assert encoded(make(picture(), bits=bits, name="a")) == encoded(make(picture(), bits=bits, name="a"))
+
+
+@others
+@pytest.mark.peer
+@pytest.mark.skipif(not DCIODVFY.exists(), reason="dciodvfy (Debian package dicom3tools) is not installed")
+@pytest.mark.parametrize("forged", [False, True], ids=["clean", "forged"])
+def test_dciodvfy_finds_no_error_in_other_modalities(
+    tmp_path: Path, make: Make, picture, bits: int, warned: set[str], forged: bool
+) -> None:
+    dataset = make(picture((64, 48)), bits=bits, name="a")
+    if forged:
+        (image,) = images(dataset)
+        dataset = forge(dataset, image, np.clip(image.pixels + 0.02, 0, 1).astype(np.float32), description="test")
+    path = tmp_path / "picture.dcm"
+    path.write_bytes(encoded(dataset))
+    told = subprocess.run([DCIODVFY, "-new", path], capture_output=True, text=True, check=False)
+    said = told.stdout + told.stderr
+    assert "Error" not in said
+    assert "Image" in said
+    warnings = [line for line in said.splitlines() if line.startswith("Warning")]
+    allowed = warned | ({"ImageType"} if forged and picture is colours else set())
+    assert all(any(f"/{keyword}(" in line for keyword in allowed) for line in warnings), warnings
+
+
+def test_the_eye_is_taken_from_the_name_where_it_says_one() -> None:
+    names = ("10003_left.jpg", "10003_right.jpg", "7.jpg")
+    made = [ophthalmic_photograph(colours(), name=name) for name in names]
+    assert [one.ImageLaterality for one in made] == ["L", "R", "R"]
+    assert ["nominal" in one.ImageComments for one in made] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("make", "bits"), [(computed_tomograph, 8), (ultrasound, 12), (ophthalmic_photograph, 12)], ids=["CT", "US", "OP"]
+)
+def test_depths_that_a_modality_does_not_have_are_refused(make: Make, bits: int) -> None:
+    with pytest.raises(DicomguardError, match="stored bits"):
+        make(gray(), bits=bits, name="a")
