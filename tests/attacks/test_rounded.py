@@ -97,11 +97,11 @@ def test_without_an_affine_way_back_it_is_an_error() -> None:
 
 
 def colour_source(*, planar: int = 0, bits: int = 8) -> Dataset:
-    """An RGB picture of 24 x 20 with dark, bright and saturated samples; 8 or 16 bits allocated."""
+    """An RGB picture of 48 x 40 with dark, bright and saturated samples; 8 or 16 bits allocated."""
     dataset = phantom.make(7, opacity=True, rows=64, columns=64)
     top = 2**bits - 1
-    dataset.Rows, dataset.Columns = 24, 20
-    samples = np.random.default_rng(5).integers(0, top + 1, (24, 20, 3)).astype(np.uint8 if bits == 8 else "<u2")
+    dataset.Rows, dataset.Columns = 48, 40
+    samples = np.random.default_rng(5).integers(0, top + 1, (48, 40, 3)).astype(np.uint8 if bits == 8 else "<u2")
     samples[:4], samples[4:8] = 0, top
     for keyword in ("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept", "RescaleType"):
         if keyword in dataset:
@@ -124,7 +124,7 @@ def test_colour_is_rounded_as_its_file_is_read(changes: dict[str, int]) -> None:
     before = dataset.PixelData
     image = read(dataset)
     adversarial = moved(image, 0.02)
-    assert adversarial.shape == (3, 24, 20)
+    assert adversarial.shape == (3, 48, 40)
     forged = forge(dataset, image, adversarial, description="test")
     expected = read(forged)
     found = rounded(image, adversarial)
