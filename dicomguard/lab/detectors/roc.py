@@ -1,0 +1,105 @@
+"""Areas under ROC curves, with intervals that know which clean and which attacked file are the same picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Scores = NDArray[np.float64]
+
+_BOOTSTRAPS = 2000
+_TOGETHER = 200  # resamples whose weights are held at once
+
+
+def curve(clean: ArrayLike, attacked: ArrayLike) -> tuple[Scores, Scores]:
+    """False-alarm and detection rates over all thresholds, from (0, 0) to (1, 1): a file is flagged at or above one."""
+    negatives, positives = _checked(clean), _checked(attacked)
+    bars = np.unique(np.concatenate([negatives, positives]))[::-1]
+    found = [
+        np.concatenate([[0.0], 1 - np.searchsorted(np.sort(side), bars, side="left") / max(len(side), 1)])
+        for side in (negatives, positives)
+    ]
+    return found[0], found[1]
+
+
+def auroc(clean: ArrayLike, attacked: ArrayLike) -> float | None:
+    """P(an attacked file scores more than a clean one), ties counting half; None where either side is empty."""
+    negatives, positives = np.sort(_checked(clean)), _checked(attacked)
+    if not len(negatives) or not len(positives):
+        return None
+    below = np.searchsorted(negatives, positives, side="left")
+    ties = np.searchsorted(negatives, positives, side="right") - below
+    return float((below + ties / 2).mean() / len(negatives))
+
+
+def auroc_interval(
+    clean: ArrayLike, attacked: ArrayLike, clean_keys: Sequence[str], attacked_keys: Sequence[str], *, seed: int = 2026
+) -> dict[str, Any]:
+    """The area and its 95 % bootstrap interval: pictures are drawn, and bring their clean and attacked files along.
+
+    None in place of numbers where either side is empty. `clean`, `attacked`: how many files of each there are.
+    """
+    negatives, positives = _checked(clean), _checked(attacked)
+    area = auroc(negatives, positives)
+    counts = {"clean": len(negatives), "attacked": len(positives)}
+    if area is None:
+        return {"area": None, "interval": None, **counts}
+    drawn = _resampled([(negatives, positives)], clean_keys, attacked_keys, seed)[0]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {"area": area, "interval": [float(low), float(high)], **counts}
+
+
+def auroc_difference(
+    first: tuple[ArrayLike, ArrayLike],
+    second: tuple[ArrayLike, ArrayLike],
+    clean_keys: Sequence[str],
+    attacked_keys: Sequence[str],
+    *,
+    seed: int = 2026,
+) -> dict[str, Any]:
+    """How much larger the area of one detector's (clean, attacked) scores is than another's on the same files.
+
+    Both see the same resamples. Raises ValueError where either side is empty.
+    """
+    pairs = [(_checked(clean), _checked(attacked)) for clean, attacked in (first, second)]
+    areas = [auroc(*pair) for pair in pairs]
+    if areas[0] is None or areas[1] is None:
+        raise ValueError("areas are compared on at least one clean and one attacked file")
+    drawn = _resampled(pairs, clean_keys, attacked_keys, seed)
+    low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
+    return {"difference": areas[0] - areas[1], "interval": [float(low), float(high)]}
+
+
+def _resampled(
+    pairs: Sequence[tuple[Scores, Scores]], clean_keys: Sequence[str], attacked_keys: Sequence[str], seed: int
+) -> list[Scores]:
+    """The areas of each pair over the same draws of pictures; draws that leave a side empty are drawn anew."""
+    keys = {key: place for place, key in enumerate(dict.fromkeys([*clean_keys, *attacked_keys]))}
+    own, others = (np.array([keys[key] for key in side]) for side in (clean_keys, attacked_keys))
+    if any((len(negatives), len(positives)) != (len(own), len(others)) for negatives, positives in pairs):
+        raise ValueError("as many keys as scores are needed")
+    wins = [
+        (positives > negatives[:, None]) + 0.5 * (positives == negatives[:, None]) for negatives, positives in pairs
+    ]
+    rng = np.random.default_rng(seed)
+    found: list[list[Scores]] = [[] for _ in pairs]
+    have = 0
+    while have < _BOOTSTRAPS:
+        drawn = rng.multinomial(len(keys), np.full(len(keys), 1 / len(keys)), size=_TOGETHER).astype(np.float64)
+        weights, against = drawn[:, own], drawn[:, others]
+        total = weights.sum(1) * against.sum(1)
+        kept = total > 0
+        for areas, matrix in zip(found, wins, strict=True):
+            areas.append((((weights @ matrix) * against).sum(1)[kept]) / total[kept])
+        have += int(kept.sum())
+    return [np.concatenate(areas)[:_BOOTSTRAPS] for areas in found]
+
+
+def _checked(scores: ArrayLike) -> Scores:
+    found = np.asarray(scores, np.float64)
+    if np.isnan(found).any():
+        raise ValueError("a score is NaN; a detector that cannot see a file scores infinity")
+    return found
