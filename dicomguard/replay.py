@@ -78,15 +78,20 @@ def send(
     """Send files, and everything in folders, in order of their names. One entry for each file, sent or not.
 
     `manifest` (JSON lines, or CSV with a header line) names files or SOP Instance UIDs under `path`, `uid` or
-    `sop_instance_uid`; a copy with what was sent goes to `<name>.sent<suffix>` beside it. `progress(done, total)`.
+    `sop_instance_uid`; a copy with all that it says and what was sent goes to `<name>.sent<suffix>` beside it. Without
+    `paths` the files that it lists go out, in its order; a `path` is relative to the manifest, an empty one says that
+    there is no file. `progress(done, total)`.
 
     Raises:
-        DicomguardError: the manifest cannot be read or its copy not be written.
+        DicomguardError: the manifest cannot be read, lists no file, or its copy cannot be written.
         DeliveryError: no association could be made at all.
 
     """
     labels = None if manifest is None else _read_manifest(manifest)
-    files = list(_files(paths))
+    given = list(paths)
+    files = list(_files(given))
+    if not given and manifest is not None and labels is not None:
+        files = list(_listed(manifest, labels))
     report = progress or (lambda _done, _total: None)
     report(0, len(files))
     sent: list[Sent] = []
@@ -118,6 +123,13 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
             if file not in seen:
                 seen.add(file)
                 yield file
+
+
+def _listed(manifest: Path, labels: Iterable[Mapping[str, Any]]) -> Iterator[Path]:
+    named = dict.fromkeys(manifest.parent / str(label["path"]) for label in labels if label.get("path"))
+    if not named:
+        raise DicomguardError(f"The manifest {manifest} lists no file.", advice="Name the files or folders to send.")
+    yield from named
 
 
 def _open(path: Path) -> _File | Sent:
@@ -235,14 +247,16 @@ def _write_manifest(manifest: Path, labels: Sequence[Mapping[str, Any]], sent: S
             outcome = {name: value for name, value in found.to_json().items() if name != "path"}
         rows.append({**label, **outcome})
     target = manifest.with_name(f"{manifest.stem}.sent{manifest.suffix}")
+    partial = target.with_name(f"{target.name}.partial")
     try:
-        with target.open("w", encoding="utf-8", newline="") as file:
+        with partial.open("w", encoding="utf-8", newline="") as file:
             if manifest.suffix.lower() == ".csv":
                 writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
                 writer.writeheader()
                 writer.writerows(rows)
             else:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
+        partial.replace(target)
     except OSError as error:
         raise DicomguardError(f"The copy of the manifest, {target}, cannot be written: {error.strerror}.") from error
 

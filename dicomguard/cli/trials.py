@@ -192,12 +192,18 @@ def score(
 
 
 def replay(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", exists=True, help="DICOM files or folders.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="[PATH...]", default_factory=list, exists=True, help="DICOM files or folders."),
+    ],
     to: Annotated[str, typer.Option("--to", metavar="HOST:PORT", help="Where to send.")],
     called: Annotated[str, typer.Option("--called", metavar="AE", help="AE title of the node.")],
     calling: Annotated[str, typer.Option("--calling", metavar="AE", help="AE title to send as.")] = "REPLAY",
     manifest: Annotated[
-        Path | None, typer.Option("--manifest", help="Truth about the files; copied with results.")
+        Path | None,
+        typer.Option(
+            "--manifest", help="Truth about the files; copied with results. Without PATH: sends what it lists."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -205,6 +211,8 @@ def replay(
     from dicomguard.replay import send
     from dicomguard.study import AeTitle, Peer
 
+    if not paths and manifest is None:
+        raise typer.BadParameter("name files or folders, or a manifest with --manifest", param_hint="PATH")
     host, _, port = to.rpartition(":")
     if not host or not port.isdigit():
         raise typer.BadParameter("write HOST:PORT, such as 127.0.0.1:11112", param_hint="--to")

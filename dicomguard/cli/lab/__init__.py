@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from dicomguard.cli.lab import forge
+
 
 def register(app: typer.Typer) -> None:
     """Add the group to the tree."""
@@ -12,4 +14,5 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True,
         rich_markup_mode=None,
     )
+    forge.register(lab)
     app.add_typer(lab, name="lab")
