@@ -26,10 +26,11 @@ from dicomguard.enrol.cleanset import Clean, CleanSet, Gathered, Part
 from dicomguard.enrol.distil import Distillation, Lessons, distil, lessons
 from dicomguard.enrol.enrolling import sigma_for
 from dicomguard.lab import command
+from dicomguard.lab.cases import Case
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.figures import share
 from dicomguard.lab.measure import name_of
-from dicomguard.lab.recipes import Case, Recipe
+from dicomguard.lab.recipes import Recipe
 from dicomguard.lab.stored import read
 from dicomguard.scoring import noise
 from dicomguard.scoring.bundle import Bundle

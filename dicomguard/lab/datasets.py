@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -60,25 +60,29 @@ def read_csv(table: Path) -> list[Example]:
 
 
 def split_by_group(
-    examples: Sequence[Example], *, held_out: Collection[str] = (), salt: str = ""
+    examples: Sequence[Example],
+    *,
+    held_out: Collection[str] = (),
+    salt: str = "",
+    shares: Mapping[Split, float] = SHARES,
 ) -> dict[Split, list[Example]]:
-    """Partition by group with the shares of `SHARES`; groups in `held_out` always fall to the test split.
+    """Partition by group; groups in `held_out` always fall to the test split. `shares` sum to one.
 
     A group's split depends on its own name only (a hash), so that adding images moves none that were there.
     """
     parts: dict[Split, list[Example]] = {split: [] for split in Split}
     for example in examples:
-        parts[Split.TEST if example.group in held_out else _split_of(example.group, salt)].append(example)
+        parts[Split.TEST if example.group in held_out else _split_of(example.group, salt, shares)].append(example)
     return parts
 
 
-def _split_of(group: str, salt: str) -> Split:
+def _split_of(group: str, salt: str, shares: Mapping[Split, float]) -> Split:
     position = int.from_bytes(hashlib.sha256(f"{salt}\0{group}".encode()).digest()[:8], "big") / 2**64
-    for split, share in SHARES.items():
+    for split, share in shares.items():
         if position < share:
             return split
         position -= share
-    return Split.TEST
+    return list(shares)[-1]
 
 
 def one_per_group(examples: Sequence[Example]) -> list[Example]:
@@ -115,3 +119,9 @@ def load_gray(path: Path) -> NDArray[np.uint8]:
     """Shape (H, W): the luminance of an image file."""
     with PIL.Image.open(path) as image:
         return np.asarray(image.convert("L"))
+
+
+def load_colour(path: Path) -> NDArray[np.uint8]:
+    """Shape (H, W, 3): the RGB samples of an image file."""
+    with PIL.Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))

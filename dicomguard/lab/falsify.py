@@ -24,11 +24,12 @@ from rich.progress import Progress, TaskID
 from dicomguard.attacks.joint import Budget
 from dicomguard.errors import DicomguardError
 from dicomguard.lab import command
+from dicomguard.lab.cases import Case
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.figures import share, worded
 from dicomguard.lab.majority import Terms
 from dicomguard.lab.node_judge import NodeJudge
-from dicomguard.lab.recipes import Case, Recipe
+from dicomguard.lab.recipes import Recipe
 from dicomguard.lab.soundness import Base, Kind, Soundness
 from dicomguard.lab.survey import FILTER, KINDS, Survey
 from dicomguard.scoring.scorer import Scorer

@@ -13,7 +13,7 @@ from torch import Tensor
 from dicomguard.attacks.joint import Pair
 from dicomguard.decision import Policy, judge_score
 from dicomguard.errors import BundleError
-from dicomguard.lab.recipes import Case
+from dicomguard.lab.cases import Case
 from dicomguard.lab.soundness import Base, Judged, Stored
 from dicomguard.lab.stored import read
 from dicomguard.lab.survey import Quick

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dicomguard.lab.recipes import Case
+from dicomguard.lab.cases import Case
 from dicomguard.scoring.preprocess import Preprocess
 
 

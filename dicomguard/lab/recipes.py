@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 from pydicom.dataset import Dataset
 
 from dicomguard import phantom
 from dicomguard.errors import DicomguardError
+from dicomguard.lab.cases import Case, batches, truths
 from dicomguard.lab.datasets import (
     Example,
     Split,
@@ -25,8 +25,8 @@ from dicomguard.lab.datasets import (
 from dicomguard.lab.duplicates import regrouped
 from dicomguard.lab.finetune import Settings
 from dicomguard.lab.instances import computed_radiograph, magnetic_resonance
-from dicomguard.pixels.image import Image
-from dicomguard.pixels.reader import images
+
+__all__ = ["RECIPES", "Case", "Recipe", "batches", "truths"]
 
 # Seeds of phantoms by split. The demo and the tests draw theirs from zero upwards, which no split here uses.
 _PHANTOM_SEEDS = {
@@ -35,20 +35,6 @@ _PHANTOM_SEEDS = {
     Split.CALIBRATION: 3_000_000,
     Split.TEST: 4_000_000,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One picture: `make(bits)` gives its DICOM instance, `truth` is 0 or 1, `group` the patient or what stands in."""
-
-    key: str
-    truth: int
-    group: str
-    make: Callable[[int], Dataset]
-
-    def image(self, bits: int) -> Image:
-        """The instance's only frame, read as the node reads it."""
-        return images(self.make(bits))[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +137,6 @@ def _phantom(seed: int, truth: int) -> Case:
         return phantom.make(seed, opacity=bool(truth), modality="CR" if seed % 4 < 2 else "DX")
 
     return Case(f"phantom-{seed}", truth, str(seed), make)
-
-
-def batches(cases: Sequence[Case], size: int) -> Iterator[Sequence[Case]]:
-    """Consecutive slices of at most `size`."""
-    for start in range(0, len(cases), size):
-        yield cases[start : start + size]
-
-
-def truths(cases: Sequence[Case]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The labels as an array (N,)."""
-    return np.array([case.truth for case in cases], np.int64)
 
 
 RECIPES = {

@@ -19,8 +19,8 @@ from pydicom.dataset import Dataset
 from dicomguard.attacks.forge import forge
 from dicomguard.attacks.native import native_margins
 from dicomguard.attacks.suite import SUITE
+from dicomguard.lab.cases import Case, batches
 from dicomguard.lab.measure import Journal, source_digest, to_evidence, to_row
-from dicomguard.lab.recipes import Case, batches
 from dicomguard.lab.stored import read
 from dicomguard.pixels.image import Image
 from dicomguard.scoring import noise

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from dicomguard.lab.cases import Case
 from dicomguard.lab.figures import share
 from dicomguard.lab.measure import Journal
-from dicomguard.lab.recipes import Case
 from dicomguard.lab.soundness import Kind
 
 KINDS: Final[tuple[Kind, ...]] = ("agreeing", "disagreeing")

@@ -35,10 +35,11 @@ from dicomguard.enrol.enrolling import Wishes, enrol
 from dicomguard.enrol.selftest import auroc
 from dicomguard.errors import BundleError, DicomguardError
 from dicomguard.lab import card, finetune
+from dicomguard.lab.cases import Case, truths
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.measure import Journal, to_evidence, to_row
 from dicomguard.lab.pictures import prepared
-from dicomguard.lab.recipes import RECIPES, Case, Recipe, truths
+from dicomguard.lab.recipes import RECIPES, Recipe
 from dicomguard.lab.stored import read
 from dicomguard.scoring import bundle, calibration, memory, noise
 from dicomguard.scoring.bundle import Bundle, Constructor, Inference, Input, Noise

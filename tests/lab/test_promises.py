@@ -16,9 +16,10 @@ from dicomguard import phantom
 from dicomguard.attacks.suite import SUITE
 from dicomguard.errors import DicomguardError
 from dicomguard.lab import certificates, command, falsify, promises, promises_page, speed
+from dicomguard.lab.cases import Case
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.finetune import Settings
-from dicomguard.lab.recipes import Case, Recipe
+from dicomguard.lab.recipes import Recipe
 from dicomguard.lab.stored import read
 from dicomguard.scoring.scorer import Scorer
 from dicomguard.screen.examine import _BATCH_FRAMES

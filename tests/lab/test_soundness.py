@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from dicomguard import phantom
 from dicomguard.attacks.joint import Budget, Pair
 from dicomguard.lab import falsify, soundness_figures
+from dicomguard.lab.cases import Case
 from dicomguard.lab.finetune import Settings
 from dicomguard.lab.majority import Terms, is_certified, lower_bound, majority_needs, needed_share, votes
-from dicomguard.lab.recipes import RECIPES, Case, Recipe
+from dicomguard.lab.recipes import RECIPES, Recipe
 from dicomguard.lab.soundness import Base, Judged, Kind, Soundness, Stored, _others
 from dicomguard.lab.stored import read
 from dicomguard.lab.survey import Quick, Survey, ordered

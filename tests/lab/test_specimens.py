@@ -10,7 +10,7 @@ import torch
 
 from dicomguard import phantom
 from dicomguard.lab import specimens
-from dicomguard.lab.recipes import Case
+from dicomguard.lab.cases import Case
 from dicomguard.lab.specimens import Specimens
 from dicomguard.lab.stored import read
 from dicomguard.scoring.scorer import Scorer
