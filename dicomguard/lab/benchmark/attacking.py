@@ -1,0 +1,198 @@
+"""Attack test files of a victim and look at what is left of them: the floats, and the file that they become.
+
+Only what the victim answers rightly is attacked. A success is a changed answer on the file, after rounding to stored
+bits; the share that had changed before is kept beside it, and so is what each looked like to the detectors.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dicomguard.attacks.forge import forge
+from dicomguard.attacks.native import native_margins
+from dicomguard.attacks.suite import Attack
+from dicomguard.errors import DicomguardError
+from dicomguard.lab.benchmark.files import Files, Opened, load_files, opened, seed_of
+from dicomguard.lab.detectors.sight import Sight, joined, look
+from dicomguard.lab.recipes import Case, batches
+from dicomguard.scoring.scorer import Scorer
+
+_BATCH = 8
+Tick = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One file that was attacked.
+
+    `flipped`: the floats have another answer; `succeeded`: the file has. `linf`, `l2`: of the floats, in fractions of
+    the presentation range (L2 over all pixels); `linf_stored`: of the file. `seconds`: of the attack, its share of the
+    batch's.
+    """
+
+    key: str
+    flipped: bool
+    succeeded: bool
+    linf: float
+    l2: float
+    linf_stored: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Attacked:
+    """All attempts of one attack; `floats`: what flipped, as floats; `files`: what succeeded, as files."""
+
+    attempts: tuple[Attempt, ...]
+    floats: Files | None
+    files: Files | None
+
+
+def attack_files(
+    scorer: Scorer,
+    attack: Attack,
+    cases: Sequence[Case],
+    bits: int,
+    work: Path,
+    *,
+    name: str,
+    wanted: int,
+    tick: Tick = lambda _: None,
+) -> Attacked:
+    """Attack cases in their order until `wanted` succeeded or none is left. Goes on where it was interrupted in `work`.
+
+    `tick` counts successes.
+
+    Raises:
+        DicomguardError: there are no cases, or the attack meets numbers that are not finite.
+
+    """
+    if not cases:
+        raise DicomguardError(f"{name}: there are no files to attack.", advice="Check the data set and its splits.")
+    parts: list[Attacked] = []
+    count = 0
+    for place, group in enumerate(batches(cases, _BATCH)):
+        if count >= wanted:
+            break
+        part = _kept(work, place)
+        if part is None:
+            part = _attack(scorer, attack, group, bits, name)
+            _keep(work, place, part)
+        parts.append(part)
+        fresh = sum(one.succeeded for one in part.attempts)
+        count += fresh
+        tick(fresh)
+    return together(parts)
+
+
+def together(parts: Sequence[Attacked]) -> Attacked:
+    """All parts as one."""
+    return Attacked(
+        tuple(one for part in parts for one in part.attempts),
+        _joined([part.floats for part in parts if part.floats is not None]),
+        _joined([part.files for part in parts if part.files is not None]),
+    )
+
+
+def _joined(found: Sequence[Files]) -> Files | None:
+    if not found:
+        return None
+    return Files(
+        tuple(key for one in found for key in one.keys),
+        tuple(group for one in found for group in one.groups),
+        np.concatenate([one.truth for one in found]),
+        joined([one.sight for one in found]),
+    )
+
+
+def _attack(scorer: Scorer, attack: Attack, cases: Sequence[Case], bits: int, name: str) -> Attacked:
+    clean = [opened(case, case.make(bits), scorer.fingerprint) for case in cases]
+    answers = _answers(scorer, clean)
+    targets = [one for one, answer in zip(clean, answers, strict=True) if answer[0] == one.case.truth]
+    if not targets:
+        return Attacked((), None, None)
+    pixels = torch.stack([torch.from_numpy(one.image.pixels) for one in targets])
+    started = time.perf_counter()
+    found = attack(native_margins(scorer, pixels), pixels, [seed_of(one.case.key, name) for one in targets])
+    seconds = (time.perf_counter() - started) / len(targets)
+    moved = found.pixels.detach().cpu().numpy().astype(np.float32)
+    # A detector that sees floats draws its noise as for the clean file: there are no other bytes.
+    floats = [replace(one, image=replace(one.image, pixels=new)) for one, new in zip(targets, moved, strict=True)]
+    words = f"{name}, adversarial test object"
+    stored = [
+        opened(one.case, forge(one.dataset, one.image, new, description=words), scorer.fingerprint)
+        for one, new in zip(targets, moved, strict=True)
+    ]
+    before = [answer for answer, one in zip(answers, clean, strict=True) if answer[0] == one.case.truth]
+    flipped = [now != was for now, was in zip(_answers(scorer, floats), before, strict=True)]
+    succeeded = [now != was for now, was in zip(_answers(scorer, stored), before, strict=True)]
+    attempts = []
+    for row, one in enumerate(targets):
+        change = moved[row] - one.image.pixels
+        attempts.append(
+            Attempt(
+                one.case.key,
+                flipped[row],
+                succeeded[row],
+                float(np.abs(change).max()),
+                float(np.sqrt((change.astype(np.float64) ** 2).sum())),
+                float(np.abs(stored[row].image.pixels - one.image.pixels).max()),
+                round(seconds, 4),
+            )
+        )
+    return Attacked(tuple(attempts), _looked(scorer, floats, flipped), _looked(scorer, stored, succeeded))
+
+
+def _answers(scorer: Scorer, files: Sequence[Opened]) -> list[tuple[int, ...]]:
+    odds = scorer.answer(scorer.prepare([one.image for one in files]).pixels).log_odds
+    return [tuple(int(c) for c in row.argmax(-1)) for row in odds]
+
+
+def _looked(scorer: Scorer, files: Sequence[Opened], which: Sequence[bool]) -> Files | None:
+    chosen = [one for one, hit in zip(files, which, strict=True) if hit]
+    if not chosen:
+        return None
+    sight: Sight = look(scorer, [one.image for one in chosen], [one.seeds for one in chosen], batch=_BATCH)
+    return Files(
+        tuple(one.case.key for one in chosen),
+        tuple(one.case.group for one in chosen),
+        np.array([one.case.truth for one in chosen], np.int64),
+        sight,
+    )
+
+
+def _keep(work: Path, place: int, part: Attacked) -> None:
+    for kind, files in (("floats", part.floats), ("files", part.files)):
+        if files is not None:
+            files.save(work, f"{place:04d}-{kind}")
+    # Last, because it says that the others are there.
+    partial = work / f"{place:04d}.partial"
+    facts = {
+        "attempts": [asdict(one) for one in part.attempts],
+        "floats": part.floats is not None,
+        "files": part.files is not None,
+    }
+    partial.write_text(json.dumps(facts))
+    partial.rename(work / f"{place:04d}-attempts.json")
+
+
+def _kept(work: Path, place: int) -> Attacked | None:
+    path = work / f"{place:04d}-attempts.json"
+    if not path.exists():
+        return None
+    facts = json.loads(path.read_text())
+    found = [load_files(work, f"{place:04d}-{kind}") if facts[kind] else None for kind in ("floats", "files")]
+    return Attacked(tuple(Attempt(**one) for one in facts["attempts"]), *found)
+
+
+def load_attacked(work: Path) -> Attacked:
+    """What `attack_files` left in its folder."""
+    places = sorted(int(path.name[:4]) for path in work.glob("????-attempts.json"))
+    return together([part for place in places if (part := _kept(work, place)) is not None])

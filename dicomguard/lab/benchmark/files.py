@@ -1,0 +1,137 @@
+"""Files of one victim as the benchmark keeps them: what was seen of each, and what is known of it.
+
+A picture becomes a DICOM instance, the instance bytes, and the bytes an image, as a node would read it; nothing is
+looked at that no file can hold, but for the adversarial floats that are shown beside what was left of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from dicomguard.errors import DicomguardError
+from dicomguard.lab.detectors.sight import Sight, joined, load, look
+from dicomguard.lab.recipes import Case, batches
+from dicomguard.lab.stored import read
+from dicomguard.pixels.image import Image
+from dicomguard.scoring import noise
+from dicomguard.scoring.noise import Seeds
+from dicomguard.scoring.scorer import Scorer
+
+_KEY = b"benchmark"  # stands in for a site key, so that a second run draws the same noise
+BATCH = 16
+Tick = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """One case as an instance, and as the image that a node reads from its bytes."""
+
+    case: Case
+    dataset: Dataset
+    image: Image
+    seeds: Seeds
+
+
+def opened(case: Case, dataset: Dataset, fingerprint: str) -> Opened:
+    """Through the bytes of a file; the noise is that of those bytes."""
+    image, digest = read(dataset)
+    return Opened(case, dataset, image, noise.seeds(_KEY, str(dataset.SOPInstanceUID), 0, digest, fingerprint))
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """N files of one victim: `keys` and `groups` of their cases, `truth` (N,) the right class of the first question."""
+
+    keys: tuple[str, ...]
+    groups: tuple[str, ...]
+    truth: NDArray[np.int64]
+    sight: Sight
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Whether the victim's answer is right."""
+        found: NDArray[np.bool_] = self.sight.answers[:, 0] == self.truth
+        return found
+
+    @property
+    def margins(self) -> NDArray[np.float64]:
+        """How far each answer is from another one, in log-odds."""
+        ordered = np.sort(self.sight.log_odds, -1)
+        found: NDArray[np.float64] = (ordered[..., -1] - ordered[..., -2]).min(1)
+        return found
+
+    def only(self, which: NDArray[np.bool_]) -> Files:
+        """The files that `which` marks."""
+        (places,) = np.nonzero(which)
+        return Files(
+            tuple(self.keys[i] for i in places),
+            tuple(self.groups[i] for i in places),
+            self.truth[places],
+            self.sight.only(places),
+        )
+
+    def save(self, folder: Path, name: str) -> None:
+        """Two files; the one that says what they are comes last, so that neither is there alone."""
+        self.sight.save(folder / f"{name}.npz")
+        facts = {"keys": self.keys, "groups": self.groups, "truth": self.truth.tolist()}
+        partial = folder / f"{name}.json.partial"
+        partial.write_text(json.dumps(facts))
+        partial.rename(folder / f"{name}.json")
+
+
+def load_files(folder: Path, name: str) -> Files:
+    """The inverse of `Files.save`.
+
+    Raises:
+        DicomguardError: they are not there, or cannot be read.
+
+    """
+    path = folder / f"{name}.json"
+    try:
+        facts = json.loads(path.read_text())
+        keys, groups = tuple(facts["keys"]), tuple(facts["groups"])
+        truth = np.array(facts["truth"], np.int64)
+    except (OSError, ValueError, KeyError) as error:
+        raise DicomguardError(
+            f"{path} cannot be read: {error!r}.", advice="Delete its folder; the next run makes it again."
+        ) from error
+    return Files(keys, groups, truth, load(folder / f"{name}.npz"))
+
+
+def look_at(scorer: Scorer, cases: Sequence[Case], bits: int, tick: Tick = lambda _: None) -> Files:
+    """Look at clean files.
+
+    Raises:
+        DicomguardError: there are none.
+
+    """
+    if not cases:
+        raise DicomguardError("there are no files to look at.", advice="Check the data set and its splits.")
+    sights = []
+    for group in batches(cases, BATCH):
+        files = [opened(case, case.make(bits), scorer.fingerprint) for case in group]
+        sights.append(look(scorer, [one.image for one in files], [one.seeds for one in files], batch=BATCH))
+        tick(len(group))
+    return Files(
+        tuple(case.key for case in cases),
+        tuple(case.group for case in cases),
+        np.array([case.truth for case in cases], np.int64),
+        joined(sights),
+    )
+
+
+def seed_of(key: str, *purpose: str) -> int:
+    """A case's own seed, so that neighbours in a batch change nothing."""
+    text = "/".join((key, *purpose))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
