@@ -6,6 +6,7 @@ and the margin has the former's sign of the gradient there without its saturatio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ def checkpoints(steps: int) -> list[int]:
     """After how many steps the step size is reconsidered (equation 2 there and below it)."""
     found, share, width = [0], 0.0, 0.22
     while (share := share + width) < 1:
-        found.append(-int(-share * steps // 1))
+        found.append(math.ceil(share * steps - 1e-9))
         width = max(width - 0.03, 0.06)
     return sorted(set(found))
 

@@ -1,7 +1,12 @@
 """The L2 attack of Carlini and Wagner 2017: minimise |x' - x|^2 + c max(m(x') + kappa, 0), m the margin in log-odds.
 
-In tanh space, where every point is a picture; Adam; for each image a binary search of its own over c. A larger kappa
+In tanh space, where every point is a picture, and for each image a binary search of its own over c. A larger kappa
 asks for a more confident wrong answer, which is what a detector of borderline images has to be tested on.
+
+Two things are measured on each image instead of being the same for all, because networks differ in how near their
+boundaries are by a factor of a hundred. With the linearised network crossed at L2 distance d = (m + kappa) / |grad m|,
+the first c and the step are multiples of what d asks for. And Adam has one second moment for each image, not one for
+each pixel: per pixel its first steps follow the sign of the gradient, which is the wrong direction in L2.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from torch import Tensor
 
 from dicomguard.attacks.attacked import Attacked
 from dicomguard.attacks.margins import CHUNK, Margins, slopes
-from dicomguard.lab.attacks.found import measured, wide
+from dicomguard.lab.attacks.found import lengths, measured, wide
 
 KAPPAS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0)
 """Log-odds; the sweep that an evaluation should contain."""
@@ -21,21 +26,22 @@ KAPPAS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0)
 _INSIDE = 0.999999  # tanh reaches its ends only at infinity
 _BETAS = (0.9, 0.999)
 _TINY = 1e-12
-_LARGEST = 1e10
+_NEAR = 1e-6  # L2: an image on the boundary already still has steps to take
 
 
 @dataclass(frozen=True, slots=True)
 class Carlini:
-    """`rate`: of Adam at first, in tanh space, falling linearly to a tenth; `constant`: the first c of the search.
+    """`rate`: the first step as a share of the linearised distance, falling linearly to a hundredth of that.
 
-    An image whose loss falls no more over a tenth of the steps leaves its search before `steps`.
+    `constant`: the first c, as a multiple of the smallest that crosses the boundary of the linearised network. An image
+    whose loss falls no more over a tenth of the steps leaves its search before `steps`.
     """
 
     kappa: float = 0.0
     steps: int = 100
     searches: int = 5
-    rate: float = 0.01
-    constant: float = 1.0
+    rate: float = 0.1
+    constant: float = 2.0
 
 
 def carlini_l2(margins: Margins, pixels: Tensor, settings: Carlini | None = None, *, chunk: int = CHUNK) -> Attacked:
@@ -48,14 +54,17 @@ def carlini_l2(margins: Margins, pixels: Tensor, settings: Carlini | None = None
     if not len(pixels):
         return found
     clean = found.pixels.clone()
-    constant = torch.full_like(found.margin, settings.constant)
-    low, high = torch.zeros_like(constant), torch.full_like(constant, _LARGEST)
+    margin, gradient = slopes(margins, clean, found.unflipped(), chunk=chunk)
+    steepness = lengths(gradient).clamp(min=_TINY)
+    far = ((margin + settings.kappa) / steepness).clamp(min=_NEAR)
+    constant = settings.constant * 2 * far / steepness
+    low, high = torch.zeros_like(constant), torch.full_like(constant, torch.inf)
     nearest = torch.full_like(constant, torch.inf)
     for _ in range(settings.searches):
-        hit = _search(margins, clean, constant, nearest, found, settings, chunk)
+        hit = _search(margins, clean, constant, far, nearest, found, settings, chunk)
         high = torch.where(hit, constant.minimum(high), high)
         low = torch.where(hit, low, constant.maximum(low))
-        constant = torch.where(high < _LARGEST, (low + high) / 2, constant * 10)
+        constant = torch.where(high.isfinite(), (low + high) / 2, constant * 10)
     return measured(found, clean)
 
 
@@ -63,6 +72,7 @@ def _search(
     margins: Margins,
     clean: Tensor,
     constant: Tensor,
+    far: Tensor,
     nearest: Tensor,
     found: Attacked,
     settings: Carlini,
@@ -72,7 +82,8 @@ def _search(
     which = torch.arange(len(clean), device=clean.device)
     hits = torch.zeros_like(found.flipped)
     point = torch.atanh((2 * clean - 1) * _INSIDE)
-    first, second = torch.zeros_like(point), torch.zeros_like(point)
+    first, second = torch.zeros_like(point), torch.zeros_like(constant)
+    stride = torch.zeros_like(constant)
     before = torch.full_like(constant, torch.inf)
     every = max(settings.steps // 10, 1)
     for taken in range(settings.steps + 1):
@@ -96,13 +107,19 @@ def _search(
             left = loss < 0.9999 * before[which]
             before[which] = loss
         wanting = constant[which] * (margin >= -settings.kappa)
-        slope = (2 * change + wide(wanting) * gradient) * (1 - bent.square()) / 2
+        stretch = (1 - bent.square()) / 2
+        slope = (2 * change + wide(wanting) * gradient) * stretch
+        length = lengths(slope)
+        if taken == 0:
+            # So long that the picture, not the point in tanh space, moves by `far` along the first slope.
+            stride = far * length / lengths(slope * stretch).clamp(min=_TINY)
         first = _BETAS[0] * first + (1 - _BETAS[0]) * slope
-        second = _BETAS[1] * second + (1 - _BETAS[1]) * slope.square()
-        rate = settings.rate * (1 - 0.9 * taken / settings.steps)
+        second = _BETAS[1] * second + (1 - _BETAS[1]) * length.square()
+        rate = settings.rate * (1 - 0.99 * taken / settings.steps)
         straight, squared = first / (1 - _BETAS[0] ** (taken + 1)), second / (1 - _BETAS[1] ** (taken + 1))
-        point = point - rate * straight / (squared.sqrt() + _TINY)
-        which, point, first, second = which[left], point[left], first[left], second[left]
+        point = point - wide(rate * stride / (squared.sqrt() + _TINY)) * straight
+        which, point, first = which[left], point[left], first[left]
+        second, stride = second[left], stride[left]
         if not len(which):
             break
     return hits

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import torch
+
+from dicomguard.attacks.margins import from_logits
+from dicomguard.attacks.suite import SUITE
+from dicomguard.lab.attacks.transfer import transfer
+from tests.attacks.toys import curved, linear, noise_pictures, picture
+
+
+def test_to_itself_it_is_the_attack_itself() -> None:
+    clean = noise_pictures(8)
+    margins = from_logits(curved, clean)
+    sent = transfer(SUITE["early-stopped BIM"], margins, margins, clean, range(8))
+    plain = SUITE["early-stopped BIM"](margins, clean, range(8))
+    assert torch.equal(sent.pixels, plain.pixels)
+    assert torch.equal(sent.flipped, plain.flipped)
+    assert torch.allclose(sent.strength, plain.strength, equal_nan=True)
+
+
+def test_flips_and_margins_are_the_victims() -> None:
+    clean = picture(0.002, 0.002, 0.05)
+
+    def victim(x):
+        return 3 * linear(x) - torch.tensor([0.0, -0.2, 0.0])[: len(x)]
+
+    found = transfer(
+        SUITE["PGD 0.004"], from_logits(linear, clean), from_logits(victim, clean), clean, range(3), chunk=3
+    )
+    assert found.flipped.tolist() == [True, False, False]
+    assert torch.allclose(found.margin, torch.tensor([-0.006, 0.194, 0.138]), atol=1e-5)
+    assert abs(float(found.strength[0]) - 0.004) < 1e-6
+    assert found.strength[1:].isnan().all()
+
+
+def test_a_victim_that_no_surrogate_flips() -> None:
+    clean = picture(0.5)
+    found = transfer(SUITE["PGD 0.004"], from_logits(linear, clean), lambda x, _: linear(x) - 0.497, clean, [0])
+    assert found.flipped.tolist() == [True], "the surrogate stood firm, the victim fell"
+    assert abs(float(found.strength[0]) - 0.004) < 1e-5
+    empty = torch.empty(0, 1, 4, 4)
+    none = transfer(SUITE["PGD 0.004"], from_logits(linear, empty), from_logits(linear, empty), empty, [])
+    assert none.flipped.tolist() == []
