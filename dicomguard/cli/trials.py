@@ -194,7 +194,9 @@ def score(
 def replay(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="[PATH...]", default_factory=list, exists=True, help="DICOM files or folders."),
+        typer.Argument(
+            metavar="[PATH...]", default_factory=list, show_default=False, exists=True, help="DICOM files or folders."
+        ),
     ],
     to: Annotated[str, typer.Option("--to", metavar="HOST:PORT", help="Where to send.")],
     called: Annotated[str, typer.Option("--called", metavar="AE", help="AE title of the node.")],

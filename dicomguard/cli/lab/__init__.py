@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from dicomguard.cli.lab import forge
+from dicomguard.cli.lab import forge, join, offline
 
 
 def register(app: typer.Typer) -> None:
@@ -15,4 +15,6 @@ def register(app: typer.Typer) -> None:
         rich_markup_mode=None,
     )
     forge.register(lab)
+    join.register(lab)
+    offline.register(lab)
     app.add_typer(lab, name="lab")

@@ -82,9 +82,9 @@ class Row:
             raise ValueError("it has no sop_instance_uid")
         if data.get("truth") not in ("clean", "attacked"):
             raise ValueError("its truth is neither clean nor attacked")
-        for name in ("path", "attack", "sha256"):
-            if not isinstance(data.get(name), str | None):
-                raise ValueError(f"its {name} is no text")
+        odd = [name for name in ("path", "attack", "sha256") if not isinstance(data.get(name), str | None)]
+        if odd:
+            raise ValueError(f"its {odd[0]} is no text")
         # Lines of other hands say where a file lies or leave it out; that it was not kept, only `path: null` says.
         known = {each.name for each in fields(cls)}
         return cls(**{"path": "", **{k: v for k, v in data.items() if k in known}, "sop_instance_uid": uid})
