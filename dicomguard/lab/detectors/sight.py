@@ -116,10 +116,11 @@ def load(path: Path) -> Sight:
 
     """
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        # Opened here, because numpy leaves a file open that turns out not to be one of its own.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             found = {name: kept[name] for name in kept.files}
         return _sight(found)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
         raise DicomguardError(
             f"{path} cannot be read as what a detector saw: {error}.", advice="Delete it; the next run makes it again."
         ) from error

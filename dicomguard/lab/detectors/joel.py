@@ -1,0 +1,225 @@
+"""The five supervised detectors of Joel et al. 2023, run as they ran them and with the leaks closed.
+
+What leaks in the published protocol: the epoch is chosen on the test files; attacked pictures are floats while clean
+ones are k/255, so that a detector may learn what a file can never hold; pictures of one patient stand on both sides.
+Each leak can be closed by itself (`Protocol`), so that a table can say what it was worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from dicomguard.attacks.rounded import rounded
+from dicomguard.errors import DicomguardError
+from dicomguard.lab.detectors.joel_features import DeepFeatures, FeatureDetector, Kind, default_features
+from dicomguard.lab.detectors.joel_networks import PAPER as PAPER_PROFILE
+from dicomguard.lab.detectors.joel_networks import DeepDetector, Profile
+from dicomguard.lab.detectors.judge import flags
+from dicomguard.lab.detectors.roc import auroc_interval
+from dicomguard.lab.detectors.sight import Detector, Scores, Sight, look
+from dicomguard.lab.detectors.supervised import Supervised
+from dicomguard.lab.figures import share
+from dicomguard.pixels.image import Image
+from dicomguard.scoring.noise import Seeds
+from dicomguard.scoring.scorer import Scorer
+
+_TEST = 1 / 3
+_VALIDATION = 1 / 5  # of what is not test
+_GROUPS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """Which leaks are open. `select_on_test`: the epoch. `floats`: attacked pictures before they are stored.
+
+    `by_image`: the split is by picture, whoever the patient is.
+    """
+
+    name: str
+    select_on_test: bool
+    floats: bool
+    by_image: bool
+
+
+PAPER = Protocol("paper", select_on_test=True, floats=True, by_image=True)
+CLOSED = Protocol("closed", select_on_test=False, floats=False, by_image=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """N pictures of one victim: `clean`, attacked before rounding (`floats`) and as a file holds it (`stored`).
+
+    `keys` name the pictures, `groups` their patients. Attacks that failed are kept, as theirs were.
+    """
+
+    clean: Sight
+    floats: Sight
+    stored: Sight
+    keys: tuple[str, ...]
+    groups: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len({len(self.clean), len(self.floats), len(self.stored), len(self.keys), len(self.groups)}) != 1:
+            raise ValueError("pairs need as many attacked pictures, keys and groups as clean pictures")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Places of the pictures that teach, choose and test. With `select_on_test` the last two are the same."""
+
+    train: NDArray[np.int64]
+    selection: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+def split(groups: Sequence[str], protocol: Protocol, *, seed: int = 0) -> Parts:
+    """Two to one, as the paper; a fifth of the first part chooses the epoch where the test does not.
+
+    Raises:
+        DicomguardError: fewer than six patients (or pictures, where the split is by those).
+
+    """
+    names = [f"{i}" for i in range(len(groups))] if protocol.by_image else list(groups)
+    distinct = sorted(set(names))
+    if len(distinct) < _GROUPS:
+        what = "pictures" if protocol.by_image else "patients"
+        raise DicomguardError(
+            f"{len(distinct)} {what} cannot be divided into those that teach, choose and test a detector.",
+            advice=f"Give pictures of at least {_GROUPS} {what}.",
+        )
+    order = np.random.default_rng(seed).permutation(len(distinct))
+    tested = max(round(len(distinct) * _TEST), 1)
+    chosen = 0 if protocol.select_on_test else max(round((len(distinct) - tested) * _VALIDATION), 1)
+    part_of = {distinct[g]: 0 if i < tested else 1 if i < tested + chosen else 2 for i, g in enumerate(order)}
+    part = np.array([part_of[name] for name in names])
+    test = np.flatnonzero(part == 0)
+    return Parts(np.flatnonzero(part == 2), test if protocol.select_on_test else np.flatnonzero(part == 1), test)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A detector that was taught and tested under one protocol. `clean`, `attacked`: scores of the test pictures.
+
+    `figures`: JSON-ready.
+    """
+
+    test: NDArray[np.int64]
+    clean: Scores
+    attacked: Scores
+    figures: dict[str, Any]
+
+
+def trial(detector: Supervised, pairs: Pairs, protocol: Protocol, *, seed: int = 0) -> Trial:
+    """Teach and test `detector`.
+
+    `figures`: `accuracy`, the share answered rightly of clean and attacked test pictures together, by the detector's
+    own decision, as the paper counts; `clean_flagged` and `attacked_flagged`; AUROC with its interval, paired by
+    picture; how many pictures were in each part; `shared_patients`: test pictures whose patient taught, too.
+
+    Raises:
+        DicomguardError: as `split` and the detector's `fit`.
+
+    """
+    parts = split(pairs.groups, protocol, seed=seed)
+    attacked = pairs.floats if protocol.floats else pairs.stored
+    selection = pairs.clean.only(parts.selection), attacked.only(parts.selection)
+    detector.fit(pairs.clean.only(parts.train), attacked.only(parts.train), seed=seed, selection=selection)
+    clean, caught = detector.scores(pairs.clean.only(parts.test)), detector.scores(attacked.only(parts.test))
+    keys = [pairs.keys[i] for i in parts.test]
+    taught = {pairs.groups[i] for i in parts.train}
+    figures = {
+        "detector": detector.name,
+        "protocol": protocol.name,
+        "seed": seed,
+        "reductions": list(detector.reductions),
+        "accuracy": share(np.concatenate([~flags(clean, 0), flags(caught, 0)])),
+        "clean_flagged": share(flags(clean, 0)),
+        "attacked_flagged": share(flags(caught, 0)),
+        "auroc": auroc_interval(clean, caught, keys, keys, seed=seed),
+        "pictures": {"train": len(parts.train), "selection": len(parts.selection), "test": len(parts.test)},
+        "shared_patients": int(sum(pairs.groups[i] in taught for i in parts.test)),
+    }
+    return Trial(parts.test, clean, caught, figures)
+
+
+def five(
+    profile: Profile = PAPER_PROFILE,
+    *,
+    features: DeepFeatures | None = None,
+    resnet: Path | None = None,
+    densenet: Path | None = None,
+    download: bool = False,
+    flatten: bool = False,
+    device: str = "cpu",
+) -> list[Supervised]:
+    """Fresh detectors: ResNet-50, DenseNet-121, and LR, RF, SVM on shared deep features.
+
+    `resnet`, `densenet`: files with ImageNet weights; `download`: see `backbones`. What is reduced is in `reductions`.
+
+    Raises:
+        DicomguardError: weights that cannot be read, or none at all for the features.
+
+    """
+    shared = features or default_features(densenet, download=download, flatten=flatten)
+    files = {"resnet50": resnet, "densenet121": densenet}
+    deep = [
+        DeepDetector(kind, profile, weights=None if profile.small else file, download=download, device=device)
+        for kind, file in files.items()
+    ]
+    return [*deep, *(FeatureDetector(kind, shared) for kind in Kind)]
+
+
+def with_uniform_noise(images: Sequence[Image], eps: float, *, seed: int = 0, stored: bool = True) -> list[Image]:
+    """Each image plus noise of its own, uniform in [-eps, eps] of the unit range: no attack at all.
+
+    `stored`: rounded to stored bits, as a file would hold it.
+
+    Raises:
+        DicomguardError: an image without a way back to stored values.
+
+    """
+    found = []
+    for place, image in enumerate(images):
+        rng = np.random.default_rng([seed, place])
+        noisy = np.clip(image.pixels + rng.uniform(-eps, eps, image.pixels.shape), 0, 1).astype(np.float32)
+        found.append(rounded(image, noisy) if stored else replace(image, pixels=noisy))
+    return found
+
+
+def random_noise_control(
+    detector: Detector,
+    scorer: Scorer,
+    images: Sequence[Image],
+    seeds: Sequence[Seeds],
+    *,
+    eps: float,
+    bar: float = 0.0,
+    seed: int = 0,
+    stored: bool = True,
+) -> dict[str, Any]:
+    """Whether a detector takes harmless noise of an attack's strength for an attack: it must stay near the clean rate.
+
+    Shares flagged above `bar` of the clean images and of the same with noise, and the exact McNemar p-value that both
+    are flagged as often. `stored=False` shows what the detector makes of values that no file can hold. JSON-ready.
+    """
+    clean = flags(detector.scores(look(scorer, images, seeds)), bar)
+    noised = with_uniform_noise(images, eps, seed=seed, stored=stored)
+    noisy = flags(detector.scores(look(scorer, noised, seeds)), bar)
+    gained, lost = int((noisy & ~clean).sum()), int((clean & ~noisy).sum())
+    p_value = float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return {
+        "detector": detector.name,
+        "eps": eps,
+        "stored": stored,
+        "bar": bar,
+        "clean": share(clean),
+        "noise": share(noisy),
+        "p_value": p_value,
+    }
