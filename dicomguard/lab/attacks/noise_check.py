@@ -90,13 +90,16 @@ class NoiseCheck:
         if not draws:
             clean = self._log_odds(pixels)
             return Looked(clean, clean.new_empty((len(clean), 0, *clean.shape[1:])), ())
+        found = self._log_odds(torch.cat([pixels, self.copies(pixels, which, draws, step)]))
+        noisy = found[len(pixels) :].reshape(len(pixels), len(draws), *found.shape[1:])
+        return Looked(found[: len(pixels)], noisy, draws)
+
+    def copies(self, pixels: Tensor, which: Tensor, draws: Sequence[Draw], step: int = 0) -> Tensor:
+        """The noisy copies themselves, (n x draws, planes, H, W), those of one image together."""
         # A stream is level x repeats + repeat: with enough repeats no two draws share one.
         repeats = max(self.settings.repeats, 1 + max(repeat for _, repeat in draws))
         seeds = [seed_bytes(self._seeds[place], "noise", step) for place in which.tolist()]
-        copies = noisy_copies(pixels, seeds, replace(self.settings, repeats=repeats), draws)
-        found = self._log_odds(torch.cat([pixels, copies]))
-        noisy = found[len(pixels) :].reshape(len(pixels), len(draws), *found.shape[1:])
-        return Looked(found[: len(pixels)], noisy, draws)
+        return noisy_copies(pixels, seeds, replace(self.settings, repeats=repeats), draws)
 
 
 def _probability(log_odds: Tensor, answers: Tensor) -> Tensor:
