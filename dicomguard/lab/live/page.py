@@ -29,7 +29,7 @@ def page(found: dict[str, Any], accounts: Sequence[Account], *, picture: str, co
         "",
         "Flagged: the image alone would be quarantined (SUSPECT or INCONCLUSIVE). Only attacks that changed the answer",
         "of the stored file count as attacks. Intervals of rates are exact (Clopper-Pearson, 95 %), those of areas are",
-        "bootstrapped over studies.",
+        "bootstrapped over studies, or, where not one pair is the wrong way round, exact over disjoint pairs of studies.",
         "",
         "| files | strength | flagged (TPR; clean: FPR) | studies held | area under the ROC |",
         "|---|---|---|---|---|",
@@ -85,7 +85,8 @@ def _latency(found: dict[str, Any]) -> list[str]:
     words = (
         f"From a study's first image to its decision, by the ledger's times: median {latency['p50_s']:.2f} s, 95 %"
         f" within {latency['p95_s']:.2f} s, longest {latency['max_s']:.2f} s ({latency['decisions']} decisions). The"
-        " quiet time that the node waits for late images (`study.quiet_s`) is part of it."
+        " quiet time that the node waits for late images (`study.quiet_s`) is part of it, and so is the wait in line of"
+        " studies that were sent faster than they were scored."
     )
     return ["## Latency", "", words, ""]
 

@@ -64,7 +64,7 @@ def _roc(axes: Axes, found: dict[str, Any], colours: dict[str, str]) -> None:
                 capsize=3,
             )
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title="Attacked against clean (dots: the node as it is set)")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title="All thresholds (dots: the node as it is set)")
     axes.set(xlabel="clean files flagged (FPR)", ylabel="attacked files flagged (TPR)")
     if axes.get_legend_handles_labels()[1]:
         axes.legend(loc="lower right", fontsize="small")
@@ -96,9 +96,7 @@ def _scores(axes: Axes, found: dict[str, Any], accounts: Sequence[Account], colo
         axes.legend(loc="lower right", fontsize="small")
     axes.set_yscale("log")
     axes.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names], fontsize="small")
-    axes.set(
-        title="Score of every file (rings: attacks that changed no answer)", ylabel="surprise (larger: more suspicious)"
-    )
+    axes.set(title="Every file (rings: answer unchanged)", ylabel="score (larger: more suspicious)")
 
 
 def _name(one: Account) -> str:
@@ -107,7 +105,7 @@ def _name(one: Account) -> str:
 
 def _latency(axes: Axes, accounts: Sequence[Account], quiet_s: float | None) -> None:
     values = np.sort(latencies_s(accounts))
-    axes.set(title="From a study's first image to its decision", xlabel="seconds", ylabel="studies decided by then")
+    axes.set(title="How long studies took", xlabel="seconds from first image to decision", ylabel="share decided by then")
     if not len(values):
         axes.text(0.5, 0.5, "Nothing was decided.", ha="center", transform=axes.transAxes)
         return
@@ -118,5 +116,6 @@ def _latency(axes: Axes, accounts: Sequence[Account], quiet_s: float | None) -> 
     if quiet_s is not None:
         axes.axvspan(0, quiet_s, color="0.9", label=f"waiting for late images ({quiet_s:g} s)")
     axes.set_xlim(left=0)
-    axes.set_ylim(0, 1.02)
-    axes.legend(loc="lower right", fontsize="small")
+    axes.set_ylim(0, 1.3)  # room for the legend
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.legend(loc="upper left", fontsize="small")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from dicomguard.enrol.statement import clopper_pearson
 from dicomguard.lab.figures import share
 from dicomguard.lab.live.accounts import Account, Status, latency_s
 
@@ -89,26 +90,40 @@ def auc(positives: Floats, negatives: Floats) -> float:
 
 
 def _roc(working: Sequence[Account], clean: Sequence[Account]) -> dict[str, Any] | None:
-    """Area with a bootstrap interval over studies, whose images are no independent draws."""
+    """Area with a bootstrap interval over studies, whose images are no independent draws.
+
+    Where not one pair is the wrong way round (or every one is) a bootstrap sees no spread: then the interval is exact
+    for as many disjoint pairs of studies as there are.
+    """
     sides = [_by_study(working), _by_study(clean)]
     if not all(sides):
         return None
     positives, negatives = (np.concatenate(side) for side in sides)
-    random = np.random.default_rng(0)
-    drawn = []
-    for _ in range(_DRAWS):
-        again = [np.concatenate([side[n] for n in random.integers(0, len(side), len(side))]) for side in sides]
-        drawn.append(auc(*again))
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    area = auc(positives, negatives)
+    pairs = min(map(len, sides))
+    low, high = clopper_pearson(round(area * pairs), pairs) if area in (0.0, 1.0) else _bootstrapped(*sides)
     false, true = roc_points(positives, negatives)
     return {
-        "area": auc(positives, negatives),
-        "interval": [float(low), float(high)],
+        "area": area,
+        "interval": [low, high],
         "attacked": len(positives),
         "clean": len(negatives),
         "false_positive_rate": false.tolist(),
         "true_positive_rate": true.tolist(),
     }
+
+
+def _bootstrapped(positives: Sequence[Floats], negatives: Sequence[Floats]) -> tuple[float, float]:
+    random = np.random.default_rng(0)
+    drawn = []
+    for _ in range(_DRAWS):
+        again = [
+            np.concatenate([side[n] for n in random.integers(0, len(side), len(side))])
+            for side in (positives, negatives)
+        ]
+        drawn.append(auc(*again))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _by_study(accounts: Sequence[Account]) -> list[Floats]:
