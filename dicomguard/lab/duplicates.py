@@ -126,18 +126,17 @@ def regrouped(examples: Sequence[Example], rule: Likeness | None = None) -> list
 
     Members of one group of the table stay together too. The order of the examples is kept and plays no part.
     """
-    return joined(examples, signatures([load_gray(example.path) for example in examples]), rule or Likeness())
+    ordered = sorted(examples, key=lambda example: (example.group, example.path.name))
+    alike = pairs(signatures([load_gray(example.path) for example in ordered]), rule or Likeness())
+    names = {example.path: example for example in joined(ordered, alike)}
+    return [names[example.path] for example in examples]
 
 
-def joined(examples: Sequence[Example], found: Signatures, rule: Likeness) -> list[Example]:
-    """As `regrouped`, of pictures whose signatures (in the order of the examples) were taken already."""
-    order = sorted(range(len(examples)), key=lambda i: (examples[i].group, examples[i].path.name))
-    ordered = [examples[i] for i in order]
-    alike = pairs(Signatures(found.copies[order], found.frequencies[order]), rule)
+def joined(ordered: Sequence[Example], alike: NDArray[np.int64]) -> list[Example]:
+    """The examples, which are sorted by group and name, with those that `alike` (P, 2) pairs up in one group."""
     known = [(i - 1, i) for i in range(1, len(ordered)) if ordered[i].group == ordered[i - 1].group]
     links = np.concatenate([alike, np.array(known, np.int64).reshape(-1, 2)])
-    names = {
-        example.path: ordered[first].group
-        for example, first in zip(ordered, components(len(ordered), links), strict=True)
-    }
-    return [dataclasses.replace(example, group=names[example.path]) for example in examples]
+    firsts = components(len(ordered), links)
+    return [
+        dataclasses.replace(example, group=ordered[first].group) for example, first in zip(ordered, firsts, strict=True)
+    ]

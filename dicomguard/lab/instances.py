@@ -18,6 +18,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     MRImageStorage,
     OphthalmicPhotography8BitImageStorage,
+    SecondaryCaptureImageStorage,
     UltrasoundImageStorage,
 )
 
@@ -146,6 +147,18 @@ def _coded(value: str, scheme: str, meaning: str) -> Sequence:
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
     return Sequence([item])
+
+
+def secondary_capture(picture: NDArray[np.uint8], *, bits: int = 8, name: str) -> Dataset:
+    """A picture of which nothing is known (PS3.3 A.8): gray (H, W) with `bits` stored (8 to 16), or RGB (H, W, 3)."""
+    if picture.ndim == 3 and bits != 8:
+        raise DicomguardError(f"a colour picture has 8 stored bits, not {bits}.")
+    allocated = 8 if bits == 8 else 16
+    dataset = _converted(picture, SecondaryCaptureImageStorage, bits=bits, allocated=allocated, name=name)
+    dataset.ImageType = ["DERIVED", "SECONDARY"]
+    dataset.Modality, dataset.ConversionType = "OT", "WSD"
+    dataset.Laterality = dataset.PatientOrientation = ""
+    return dataset
 
 
 def _plane_of_unknown_place(dataset: Dataset, name: str) -> None:

@@ -17,6 +17,7 @@ from dicomguard.lab.instances import (
     computed_tomograph,
     magnetic_resonance,
     ophthalmic_photograph,
+    secondary_capture,
     ultrasound,
 )
 from dicomguard.pixels.reader import images
@@ -88,6 +89,9 @@ OTHERS = {
     "CT 16": (computed_tomograph, gray, 16, {"RescaleType"}),
     "US": (ultrasound, gray, 8, {"Laterality"}),
     "OP": (ophthalmic_photograph, colours, 8, set()),
+    "SC": (secondary_capture, gray, 8, {"Laterality"}),
+    "SC 16": (secondary_capture, gray, 16, {"Laterality"}),
+    "SC RGB": (secondary_capture, colours, 8, {"Laterality"}),
 }
 others = pytest.mark.parametrize(("make", "picture", "bits", "warned"), OTHERS.values(), ids=OTHERS)
 
