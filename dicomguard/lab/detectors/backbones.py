@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 
 from dicomguard.errors import DicomguardError
 
+_LEAST = 32
 _WITHOUT = "{name} starts from random weights, not from ImageNet"
 _BUILDERS: dict[str, Callable[..., Any]] = {"resnet50": models.resnet50, "densenet121": models.densenet121}
 
@@ -40,6 +41,12 @@ def backbone(name: str, weights: Path | None = None, *, download: bool = False) 
             reason = " ".join(str(error).split())[:200]
             return _maps(builder(weights=None)), f"{_WITHOUT.format(name=name)} ({reason})"
     return _maps(builder(weights=None)), _WITHOUT.format(name=name)
+
+
+def enlarged(pixels: Tensor) -> Tensor:
+    """Pictures of less than 32 x 32, of which these networks would leave nothing, with each pixel repeated."""
+    factor = -(-_LEAST // min(pixels.shape[-2:]))
+    return pixels if factor <= 1 else pixels.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
 
 def _fill(network: nn.Module, weights: Path) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dicomguard.errors import DicomguardError
-from dicomguard.lab.detectors.backbones import backbone
+from dicomguard.lab.detectors.backbones import backbone, enlarged
 from dicomguard.lab.detectors.sight import Scores, Sight
 from dicomguard.lab.detectors.supervised import lessons
 
@@ -56,7 +56,7 @@ class DeepFeatures:
         rows = []
         with torch.no_grad():
             for part in torch.split(pixels, _CHUNK) if len(pixels) else ():
-                maps = self._maps((part.expand(-1, 3, -1, -1) - centre) / scale)
+                maps = self._maps((enlarged(part).expand(-1, 3, -1, -1) - centre) / scale)
                 rows.append((maps.flatten(1) if self.flatten else maps.mean((2, 3))).float().numpy())
         return np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
 
@@ -162,8 +162,10 @@ class FeatureDetector:
         if self._model is None:
             raise ValueError(f"{self.name} is not fitted")
         found = np.full(len(sight), np.inf)
+        if not len(sight):
+            return found
         rows = self._features(sight.pixels)
-        usable = np.isfinite(rows).all(1) if len(rows) else np.zeros(0, bool)
+        usable = np.isfinite(rows).all(1)
         if usable.any():
             if self._kind is Kind.RF:
                 found[usable] = self._model.predict_proba(rows[usable])[:, 1] - 0.5

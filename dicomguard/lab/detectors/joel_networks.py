@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dicomguard.errors import DicomguardError
-from dicomguard.lab.detectors.backbones import backbone, small_backbone
+from dicomguard.lab.detectors.backbones import backbone, enlarged, small_backbone
 from dicomguard.lab.detectors.sight import Scores, Sight, failed_closed
 from dicomguard.lab.detectors.supervised import lessons, set_aside
 
@@ -156,7 +156,7 @@ class DeepDetector:
         return failed_closed(self._log_odds(self._network, self._cut(sight.pixels)))
 
     def _given(self, pixels: Tensor) -> Tensor:
-        return pixels.to(self._device).expand(-1, 3, -1, -1)
+        return enlarged(pixels.to(self._device)).expand(-1, 3, -1, -1)
 
     def _log_odds(self, network: nn.Module, pixels: Tensor) -> Scores:
         network.eval()
