@@ -20,8 +20,8 @@ from dicomguard.attacks.native import native_margins
 from dicomguard.attacks.suite import Attack
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.files import Files, Opened, load_files, opened, seed_of
+from dicomguard.lab.cases import Case, batches
 from dicomguard.lab.detectors.sight import Sight, joined, look
-from dicomguard.lab.recipes import Case, batches
 from dicomguard.scoring.scorer import Scorer
 
 _BATCH = 8

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicomguard.errors import DicomguardError
+from dicomguard.lab.cases import Case, batches
 from dicomguard.lab.detectors.sight import Sight, joined, load, look
-from dicomguard.lab.recipes import Case, batches
 from dicomguard.lab.stored import read
 from dicomguard.pixels.image import Image
 from dicomguard.scoring import noise

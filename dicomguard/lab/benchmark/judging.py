@@ -22,6 +22,7 @@ from dicomguard.lab.detectors.ours import Ours
 from dicomguard.lab.detectors.sight import Detector
 from dicomguard.lab.detectors.squeezing import FeatureSqueezing
 from dicomguard.lab.detectors.stages import victim_layers
+from dicomguard.lab.figures import share
 from dicomguard.scoring.scorer import Scorer
 
 _MIDDLE = 2  # the place of 3 % among the noise levels of one to five
@@ -56,11 +57,15 @@ def judge_all(
     clean: Files,
     validation: Attacked | None,
     attacks: Mapping[str, Attacked],
+    shifts: Mapping[str, Files],
     *,
     alphas: Sequence[float] = judge.ALPHAS,
     tell: Callable[[float], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """One row for each detector: `files` and `floats`, what it makes of attacks after rounding and before.
+
+    `shifts`: clean files with a natural change; a row counts the false alarms on each at the first alpha's threshold,
+    the paper's check at its theta.
 
     A third of the calibration's groups fit a detector, the others set its threshold. A detector that cannot be fitted
     on this victim has a row that says why.
@@ -72,7 +77,7 @@ def judge_all(
     makers = detectors(scorer, has_guard=has_guard)
     for place, make in enumerate(makers):
         detector = make()
-        row = _row(detector, calibration, fitted_on, held_back, clean, validation, attacks, alphas)
+        row = _row(detector, calibration, fitted_on, held_back, clean, validation, attacks, shifts, alphas)
         rows.append({"detector": detector.name, **row})
         tell((place + 1) / len(makers))
     return rows
@@ -86,6 +91,7 @@ def _row(
     clean: Files,
     validation: Attacked | None,
     attacks: Mapping[str, Attacked],
+    shifts: Mapping[str, Files],
     alphas: Sequence[float],
 ) -> dict[str, Any]:
     chosen_by = None if validation is None or validation.files is None else validation.files.sight
@@ -104,6 +110,12 @@ def _row(
     for kind in ("files", "floats"):
         of_kind = {name: _attacked(detector, one, kind) for name, one in attacks.items()}
         found[kind] = judge.judge(detector.name, calibrated, seen, of_kind, alphas=alphas, theta=theta)
+    bar = theta if theta is not None else found["files"]["points"][0].get("threshold")
+    found["shifts"] = (
+        {}
+        if bar is None
+        else {name: share(judge.flags(detector.scores(one.sight), bar)) for name, one in shifts.items()}
+    )
     if isinstance(detector, NoiseCheck):
         found["level"] = detector.level
         found["thetas"] = detector.thetas.tolist()

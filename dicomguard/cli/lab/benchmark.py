@@ -1,0 +1,123 @@
+"""`dicomguard lab benchmark`: compute the cells of a suite, in parallel, and write its tables."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dicomguard.cli.output import Bars, console, print_json, print_table
+from dicomguard.errors import DicomguardError
+
+if TYPE_CHECKING:  # torch, imported when the command runs
+    from dicomguard.lab.benchmark.cell import Cell
+    from dicomguard.lab.benchmark.runner import Outcome
+
+DataOption = Annotated[
+    Path, typer.Option("--data", envvar="DICOMGUARD_TEST_DATA", help="The folder that holds the image sets.")
+]
+ResultsOption = Annotated[Path, typer.Option("--results", help="Where tables and figures are written.")]
+
+
+def register(lab: typer.Typer) -> None:
+    """Add the command to the group."""
+    lab.command()(benchmark)
+
+
+def benchmark(
+    suite: Annotated[
+        list[str], typer.Option("--suite", help="noise-consistency, joel2023, adaptive, natural or certified; repeat.")
+    ],
+    profile: Annotated[
+        str, typer.Option("--profile", help="smoke (minutes), cpu (a night) or full (a GPU day).")
+    ] = "smoke",
+    data: DataOption = Path("../shared/data"),
+    work: Annotated[Path, typer.Option("--work", help="Where cells are kept; a stopped run goes on there.")] = Path(
+        "build/lab"
+    ),
+    results: ResultsOption = Path("docs/results"),
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0: one a core.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda, for networks.")] = "cpu",
+    only: Annotated[str, typer.Option("--only", metavar="TEXT", help="Only cells whose name holds this.")] = "",
+    list_only: Annotated[
+        bool, typer.Option("--list", help="Show the cells and whether each is kept; compute none.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")] = False,
+) -> None:
+    """Regenerate a paper's tables and figures, or go where it did not. Exit 1 where a cell failed.
+
+    Every cell is kept under the hash of its inputs, so that a run goes on where it stopped and nothing is computed
+    twice. Tables are written when all cells of a suite are there.
+    """
+    from dicomguard.lab.benchmark import suites
+    from dicomguard.lab.benchmark.kinds import KINDS
+    from dicomguard.lab.benchmark.profile import named
+    from dicomguard.lab.benchmark.runner import Runner
+    from dicomguard.lab.command import line
+
+    plans = [suites.plan(name, named(profile), data) for name in suite]
+    chosen = {plan.name: [cell for name, cell in plan.cells.items() if only in name] for plan in plans}
+    if not any(chosen.values()):
+        raise DicomguardError(f"no cell has {only!r} in its name.", advice="Run with --list to see the names.")
+    if list_only:
+        _list([cell for plan in plans for cell in plan.everything()], work, as_json=as_json)
+        return
+    command = line("dicomguard lab benchmark", sys.argv[3:])
+    wanted = [cell for cells in chosen.values() for cell in cells]
+    with Bars(quiet=as_json or not console.is_terminal) as bars:
+        runner = Runner(
+            KINDS,
+            work,
+            data,
+            workers=workers or os.cpu_count() or 1,
+            device=device,
+            show=lambda cell, share: bars(cell.title, round(100 * share), 100),
+        )
+        outcome = runner.run(wanted)
+    written = [
+        suites.write(plan, work, results, command=command)
+        for plan in plans
+        if all(cell.result(work) is not None for cell in plan.cells.values())
+    ]
+    _tell(outcome, written, as_json=as_json)
+    raise typer.Exit(1 if outcome.failed else 0)
+
+
+def _list(cells: list[Cell], work: Path, *, as_json: bool) -> None:
+    rows = [
+        {"cell": cell.title, "kind": cell.kind, "key": cell.key, "state": "kept" if cell.result(work) else "to do"}
+        for cell in cells
+    ]
+    if as_json:
+        print_json(rows)
+    else:
+        print_table("Cells", ["cell", "kind", "key", "state"], [list(row.values()) for row in rows])
+
+
+def _tell(outcome: Outcome, written: list[Path], *, as_json: bool) -> None:
+    if as_json:
+        failed = [{"cell": cell.title, "key": cell.key, "why": why} for cell, why in outcome.failed]
+        print_json(
+            [
+                {
+                    "done": len(outcome.done),
+                    "kept": len(outcome.kept),
+                    "failed": failed,
+                    "skipped": [cell.title for cell in outcome.skipped],
+                    "written": [str(path) for path in written],
+                }
+            ]
+        )
+        return
+    console.print(f"{len(outcome.done)} cells computed, {len(outcome.kept)} were kept from before.")
+    for cell, why in outcome.failed:
+        console.print(f"failed: {cell.title} ({cell.key}): {why}", style="red", markup=False)
+    for cell in outcome.skipped:
+        console.print(f"skipped, because it needs a failed one: {cell.title}", markup=False)
+    for path in written:
+        console.print(f"wrote {path}", markup=False)
+    if not written:
+        console.print("No suite is complete: no table was written. Run the same command again to go on.")

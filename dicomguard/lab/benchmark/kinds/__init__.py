@@ -1,0 +1,22 @@
+"""What makes each kind of cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from dicomguard.lab.benchmark.kinds import files, looks, victims
+from dicomguard.lab.benchmark.runner import Make
+
+KINDS: Mapping[str, Make] = MappingProxyType(
+    {
+        "victim": victims.victim,
+        "clean": files.clean,
+        "attack": files.attack,
+        "shift": files.shift,
+        "judge": files.judged,
+        "noise": looks.random_noise,
+        "pictures": looks.pictures,
+    }
+)
+"""Functions of modules, so that worker processes find them by name."""

@@ -1,0 +1,99 @@
+"""How large a benchmark is: minutes for a check that all of it runs, a night on two cores, a day on a card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dicomguard.errors import DicomguardError
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Sizes of a run. `None` stands for all there are.
+
+    `calibration`, `test`: clean files; `wanted`: successes of each attack; `tried`: files that are attacked at most;
+    `choosing`: successes on the validation split, by which the paper's noise level is chosen; `epochs`: of a victim,
+    instead of its own number; `pictures`: that it is trained on; `adaptive`: files for each adaptive attack and budget;
+    `shifted`: clean files for each natural change; `victims`: the families, by the names of `victims.grid`.
+    """
+
+    name: str
+    victims: tuple[str, ...]
+    joel_victim: str
+    calibration: int | None
+    test: int | None
+    wanted: int
+    tried: int | None
+    choosing: int
+    epochs: int | None
+    pictures: int | None
+    adaptive: int
+    shifted: int | None
+    reductions: tuple[str, ...]
+
+
+SMOKE = Profile(
+    name="smoke",
+    victims=("small-resnet",),
+    joel_victim="vgg11",
+    calibration=60,
+    test=40,
+    wanted=6,
+    tried=24,
+    choosing=4,
+    epochs=1,
+    pictures=200,
+    adaptive=4,
+    shifted=24,
+    reductions=("A check that everything runs: victims of one epoch, a handful of files. Its figures mean nothing.",),
+)
+CPU = Profile(
+    name="cpu",
+    victims=("efficientnet-lite0", "small-resnet", "small-vit"),
+    joel_victim="vgg11",
+    calibration=400,
+    test=300,
+    wanted=100,
+    tried=None,
+    choosing=24,
+    epochs=None,
+    pictures=None,
+    adaptive=40,
+    shifted=200,
+    reductions=(
+        (
+            "Victims that two cores can train in a night: EfficientNet-Lite0 (ImageNet weights) at 224 pixels, a"
+            " residual net and a vision transformer at 128 pixels from random weights, instead of ResNet-50 V2,"
+            " InceptionV3 and ViT-B/16 with ImageNet weights."
+        ),
+        "At most 100 successes of each attack, 400 clean files for calibration and 300 for test.",
+    ),
+)
+FULL = Profile(
+    name="full",
+    victims=("resnet50v2", "inception-v3", "vit-b16"),
+    joel_victim="vgg16",
+    calibration=None,
+    test=None,
+    wanted=1000,
+    tried=None,
+    choosing=100,
+    epochs=None,
+    pictures=None,
+    adaptive=200,
+    shifted=None,
+    reductions=(),
+)
+PROFILES = {profile.name: profile for profile in (SMOKE, CPU, FULL)}
+
+
+def named(name: str) -> Profile:
+    """The profile of that name.
+
+    Raises:
+        DicomguardError: there is none.
+
+    """
+    if name not in PROFILES:
+        raise DicomguardError(f"there is no profile {name}.", advice=f"Take one of {', '.join(PROFILES)}.")
+    return PROFILES[name]
