@@ -84,7 +84,12 @@ class Sight:
         )
 
     def save(self, path: Path) -> None:
-        """Write to an npz file without pickle, first beside it: `path` is never a part of a file."""
+        """Write to an npz file without pickle, first beside it: `path` is never a part of a file.
+
+        Raises:
+            DicomguardError: the folder is absent, or its disk full.
+
+        """
         partial = path.with_name(path.name + ".partial")
         arrays: dict[str, NDArray[np.generic]] = {
             "format": np.array(_FORMAT),
@@ -101,11 +106,17 @@ class Sight:
             arrays["distances"] = np.array(distances)
         if shares:
             arrays["guard_share"] = np.array(shares)
-        with partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise DicomguardError(
+                f"{path} cannot be written: {error}.", advice="Make room, or choose another folder for results."
+            ) from error
 
 
 def load(path: Path) -> Sight:

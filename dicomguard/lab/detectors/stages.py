@@ -30,14 +30,18 @@ def layers(network: nn.Module) -> list[nn.Module]:
     """The modules whose outputs end the last three stages.
 
     Known: EfficientNet-Lite0, ResNet, VGG (its last three poolings), DenseNet, Inception v3, vision transformers (one
-    resolution, whose depth is cut in four), timm's `stages`. Of another network the last three modules with weights
-    before its last linear layer, opening up the largest until there are three. Networks whose planes come last, such as
-    Swin, are not known.
+    resolution, whose depth is cut in four), timm's `stages`, and a flat `features`. Of another network the last three
+    modules with weights before its last linear layer, opening up the largest until there are three.
 
     Raises:
-        DicomguardError: there are no three such modules.
+        DicomguardError: there are no three such modules, or planes come last in this network (Swin).
 
     """
+    if type(network).__name__.startswith("Swin"):
+        raise DicomguardError(
+            f"{type(network).__name__} keeps its planes last, which cannot be pooled here.",
+            advice="Leave out the detectors that look at layers for this victim.",
+        )
     if isinstance(network, EfficientNetLite0):
         return [network.features[place] for place in _LITE0_ENDS]
     for names in _NAMED:
@@ -57,6 +61,9 @@ def layers(network: nn.Module) -> list[nn.Module]:
         poolings: list[nn.Module] = [module for module in features if isinstance(module, nn.MaxPool2d)]
         if len(poolings) >= 3 and poolings[-1] is features[-1]:
             return poolings[-3:]
+        weighted = [module for module in features if any(True for _ in module.parameters())]
+        if len(weighted) >= 3:
+            return weighted[-3:]
     return _opened(network)
 
 

@@ -96,9 +96,12 @@ def test_saving_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
         raise OSError("no space left")
 
     monkeypatch.setattr(sights.np, "savez", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(DicomguardError, match="no space left"):
         sight(2, 3).save(path)
     assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["clean.npz"]
+    with pytest.raises(DicomguardError, match="cannot be written"):
+        sight(2, 3).save(tmp_path / "absent" / "clean.npz")
 
 
 def test_files_are_chosen_by_place_or_by_truth_value() -> None:

@@ -21,7 +21,7 @@ from dicomguard.lab.detectors.judge import flags, threshold
 from dicomguard.lab.detectors.knn import NearestNeighbours
 from dicomguard.lab.detectors.mahalanobis import Mahalanobis
 from dicomguard.lab.detectors.mgm import UnimodalGaussian
-from dicomguard.lab.detectors.noise_check import Fixed, FixedLevel
+from dicomguard.lab.detectors.noise_check import Fixed, FixedLevel, Kind, NoiseCheck, Reading
 from dicomguard.lab.detectors.ours import Ours
 from dicomguard.lab.detectors.roc import auroc
 from dicomguard.lab.detectors.sight import Detector, Sight
@@ -278,8 +278,18 @@ NETWORKS = [
         {"spatial_dims": 2, "in_channels": 3, "out_channels": 1},
         (512, 1024, 1024), 3, 32,
     ),
-    ("torchvision.models.squeezenet1_1", {"num_classes": 1}, None, 3, 64),
-    ("torchvision.models.mobilenet_v3_small", {"num_classes": 1}, None, 3, 32),
+    ("torchvision.models.squeezenet1_1", {"num_classes": 1}, (384, 512, 512), 3, 64),
+    ("torchvision.models.mobilenet_v3_small", {"num_classes": 1}, (96, 96, 576), 3, 32),
+    (
+        "monai.networks.nets.EfficientNetBN",
+        {"model_name": "efficientnet-b0", "spatial_dims": 2, "in_channels": 3, "num_classes": 1},
+        None, 3, 64,
+    ),
+    (
+        "monai.networks.nets.SEResNet50",
+        {"spatial_dims": 2, "in_channels": 3, "num_classes": 1},
+        (512, 1024, 2048), 3, 64,
+    ),
     ("timm.resnetv2_50", {"num_classes": 1}, (512, 1024, 2048), 3, 32),
 ]  # fmt: skip
 
@@ -325,6 +335,9 @@ def test_of_an_unknown_network_the_last_three_with_weights_and_else_a_clear_erro
         stages.watched(stages.layers(network), network)(torch.rand(2, 1, 2, 2))
     seen = stages.watched(list(network.body), network)(torch.rand(2, 1, 2, 2))
     assert [one.shape for one in seen] == [(2, 4)] * 3
+    swin = type("SwinTransformer", (nn.Module,), {})()
+    with pytest.raises(DicomguardError, match="planes last"):
+        stages.layers(swin)
     with pytest.raises(DicomguardError, match="no three layers"):
         stages.layers(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)))
 
@@ -421,3 +434,31 @@ def test_the_layers_of_a_bundles_victim_are_seen_while_it_answers(tmp_path_facto
     assert np.allclose(layers(some.pixels[2:3])[1], layers(some.pixels)[1][2:3], atol=1e-4)
     squeeze = FeatureSqueezing(lambda pixels: scorer.answer(pixels).log_odds)
     assert np.isfinite(squeeze.scores(some)).all()
+
+
+def many_classes(seed: int, count: int, questions: int, classes: int) -> Sight:
+    """Every question with its own answer, log-odds that noise shakes a little."""
+    rng = np.random.default_rng(seed)
+    base = sight(seed, count)
+    odds = rng.normal(0, 1, (count, questions, classes))
+    answers = (np.arange(count)[:, None] + np.arange(questions)) % classes
+    np.put_along_axis(odds, answers[..., None], 6 + rng.gamma(2, 1, (count, questions, 1)), -1)
+    noisy = odds[:, None] + rng.normal(0, 0.3, (count, len(base.draws), questions, classes))
+    evidence = tuple(
+        replace(one, seen=replace(one.seen, clean=odds[i], noisy=noisy[i])) for i, one in enumerate(base.evidence)
+    )
+    return Sight(base.pixels, odds, base.features, evidence)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3, 2)], ids=["three classes", "three questions"])
+@pytest.mark.parametrize("name", [name for name in MAKERS if name not in {"ours", "guard", "squeezing"}])
+def test_heads_of_many_classes_and_of_many_questions(name: str, shape: tuple[int, int]) -> None:
+    detector = MAKERS[name]()
+    detector.fit(many_classes(1, 150, *shape))
+    scores = detector.scores(many_classes(2, 20, *shape))
+    assert scores.shape == (20,)
+    assert np.isfinite(scores).mean() > 0.9
+    checks = NoiseCheck(), NoiseCheck(Reading(Kind.ABS))
+    for check in checks:
+        check.fit(many_classes(1, 150, *shape), many_classes(3, 20, *shape))
+        assert np.isfinite(check.scores(many_classes(2, 20, *shape))).all()
