@@ -175,3 +175,38 @@ def test_an_unreadable_manifest_is_refused_before_anything_is_sent(make_scp, tmp
     with pytest.raises(DicomguardError, match="manifest"):
         send([tmp_path / "a"], to(scp), calling=AeTitle("REPLAY"), manifest=manifest)
     assert scp.received == []
+
+
+def test_a_manifest_alone_says_what_to_send_and_in_which_order(make_scp, tmp_path, monkeypatch):
+    scp = make_scp([IMAGE])
+    write(tmp_path / "f" / "x" / "a", "1.1")
+    write(tmp_path / "f" / "b", "1.2")
+    write(tmp_path / "f" / "not listed", "1.3")
+    manifest = tmp_path / "f" / "manifest.jsonl"
+    rows = [{"path": "b", "truth": "clean"}, {"path": None, "uid": "9"}, {"path": "x/a", "eps": 0.01}, {"path": "gone"}]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path / "f" / "x")
+    sent = send([], to(scp), calling=AeTitle("REPLAY"), manifest=manifest)
+    assert [(r.sop_instance_uid, r.status) for r in sent] == [("1.2", 0), ("1.1", 0), ("", None)]
+    assert sent[2].error == "cannot be read: No such file or directory"
+    written = [json.loads(line) for line in (tmp_path / "f" / "manifest.sent.jsonl").read_text().splitlines()]
+    assert [(row["sop_instance_uid"], row["is_stored"]) for row in written] == [
+        ("1.2", True),
+        ("9", False),
+        ("1.1", True),
+        ("", False),
+    ]
+    assert (written[0]["truth"], written[2]["eps"]) == ("clean", 0.01)
+    assert not (tmp_path / "f" / "manifest.sent.jsonl.partial").exists()
+
+
+def test_a_manifest_without_files_sends_nothing(make_scp, tmp_path):
+    scp = make_scp([IMAGE])
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text('{"uid": "1.2", "path": null}\n')
+    with pytest.raises(DicomguardError, match="lists no file"):
+        send([], to(scp), calling=AeTitle("REPLAY"), manifest=manifest)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert send([empty], to(scp), calling=AeTitle("REPLAY"), manifest=manifest) == []
+    assert scp.received == []

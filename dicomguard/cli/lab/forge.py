@@ -62,12 +62,13 @@ def forge(
         raise typer.BadParameter(f"{said}; there are {', '.join(attacks)}", param_hint="--attack")
     if out.resolve().is_relative_to(clean.resolve()) or clean.resolve().is_relative_to(out.resolve()):
         raise typer.BadParameter("the clean files and the forged ones need folders apart", param_hint="--out")
+    matching = _matching(match or [])
     chosen = {name: attacks[name] for name in attack or []}
     wishes = forging.Wishes(chosen, seed, limit, with_clean, keep_failed)
     scorer = Scorer.load(bundle)
     with compose.plain_decode_worker(config) as worker, Bars(quiet=as_json) as bars:
         made = forging.Forge(scorer, worker, out, wishes, bars)
-        found = made.make(sources.find(clean, worker, _matching(match or []), bars))
+        found = made.make(sources.find(clean, worker, matching, bars))
     attacked = [row for row in found.rows if row.truth == "attacked"]
     summary = {
         "manifest": str(found.manifest),

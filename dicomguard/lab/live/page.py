@@ -29,7 +29,7 @@ def page(found: dict[str, Any], accounts: Sequence[Account], *, picture: str, co
         "",
         "Flagged: the image alone would be quarantined (SUSPECT or INCONCLUSIVE). Only attacks that changed the answer",
         "of the stored file count as attacks. Intervals of rates are exact (Clopper-Pearson, 95 %), those of areas are",
-        "bootstrapped over studies, or, where not one pair is the wrong way round, exact over disjoint pairs of studies.",
+        "bootstrapped over studies, or, where no pair is the wrong way round, exact over disjoint pairs of studies.",
         "",
         "| files | strength | flagged (TPR; clean: FPR) | studies held | area under the ROC |",
         "|---|---|---|---|---|",

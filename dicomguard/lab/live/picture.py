@@ -81,6 +81,8 @@ def _scores(axes: Axes, found: dict[str, Any], accounts: Sequence[Account], colo
     """Every file's statistic, and the threshold; the sideways spread is chance, so that dots do not hide each other."""
     names = ([_CLEAN] if any(one.row.truth == "clean" for one in accounts) else []) + list(found["attacks"])
     random = np.random.default_rng(0)
+    if any(one.statistic is not None for one in accounts):
+        axes.set_yscale("log")
     for place, name in enumerate(names):
         of = [one for one in accounts if _name(one) == name and one.statistic is not None]
         values = np.clip([one.statistic or 0.0 for one in of], _FLOOR, _CEILING)
@@ -94,7 +96,6 @@ def _scores(axes: Axes, found: dict[str, Any], accounts: Sequence[Account], colo
         axes.axhline(threshold["statistic"], color="black", linestyle="--", linewidth=1, label=label)
     if found["thresholds"]:
         axes.legend(loc="lower right", fontsize="small")
-    axes.set_yscale("log")
     axes.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names], fontsize="small")
     axes.set(title="Every file (rings: answer unchanged)", ylabel="score (larger: more suspicious)")
 
@@ -105,7 +106,9 @@ def _name(one: Account) -> str:
 
 def _latency(axes: Axes, accounts: Sequence[Account], quiet_s: float | None) -> None:
     values = np.sort(latencies_s(accounts))
-    axes.set(title="How long studies took", xlabel="seconds from first image to decision", ylabel="share decided by then")
+    axes.set(
+        title="How long studies took", xlabel="seconds from first image to decision", ylabel="share decided by then"
+    )
     if not len(values):
         axes.text(0.5, 0.5, "Nothing was decided.", ha="center", transform=axes.transAxes)
         return
