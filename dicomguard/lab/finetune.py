@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class Settings:
 
 
 def augment(batch: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
-    """Geometry, gray scale and uniform noise, one draw for each image. Shape (N, 1, H, W) in [0, 1], same out."""
+    """Geometry, gray scale and uniform noise, one draw for each image. Shape (N, C, H, W) in [0, 1], same out."""
     count = len(batch)
 
     def draw(width: float) -> Tensor:
@@ -92,7 +92,8 @@ def cache_features(
     for variant in range(settings.variants):
         parts = []
         for start in range(0, len(images), 8):
-            batch = torch.from_numpy(images[start : start + 8]).unsqueeze(1)
+            batch = torch.from_numpy(images[start : start + 8])
+            batch = batch.unsqueeze(1) if batch.ndim == 3 else batch
             if variant:
                 batch = augment(batch, settings, generator)
             parts.append(_early(network, batch, settings.frozen_blocks))
@@ -107,11 +108,16 @@ def finetune(
     labels: NDArray[np.int64],
     settings: Settings,
     advance: Advance,
+    *,
+    resume: Mapping[str, Any] | None = None,
+    keep: Callable[[dict[str, Any]], None] = lambda _state: None,
 ) -> Iterator[tuple[int, EfficientNetLite0]]:
     """Train blocks from `frozen_blocks` on and the head; yields (epoch, network in evaluation mode) after each epoch.
 
-    `images`: float32 (N, H, W) in [0, 1]; `labels`: 0 or 1, weighted so that both classes count the same. The
-    yielded network is an average of the weights over the last steps (decay .98), less jumpy than the last step.
+    `images`: float32 (N, H, W) or (N, C, H, W) in [0, 1]; `labels`: 0 and up, weighted so that all classes count the
+    same. The yielded network is an average of the weights over the last steps (decay .98), less jumpy than the last
+    step. `keep` is handed the state after each epoch, before it is yielded; as `resume` it makes a second run go on
+    after that epoch.
     """
     torch.manual_seed(settings.seed)
     cache = cache_features(network, images, settings, advance)
@@ -132,20 +138,24 @@ def finetune(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, total_steps=steps, pct_start=0.15)
     generator = torch.Generator().manual_seed(settings.seed + 1)
     truth = torch.from_numpy(labels)
-    weights = len(labels) / (2 * torch.bincount(truth, minlength=2).clamp(min=1).float())
+    outputs = network.head.out_features
+    classes = max(outputs, 2)
+    weights = len(labels) / (classes * torch.bincount(truth, minlength=classes).clamp(min=1).float())
+    first = 0
+    if resume is not None:
+        first = _restore(resume, trained, shadow, optimizer, schedule, generator)
+        advance("training", first / settings.epochs)
     network.eval()  # batch statistics stay ImageNet's; only weights and affine parts move
     network.dropout.train()
-    for epoch in range(settings.epochs):
+    for epoch in range(first, settings.epochs):
         order = torch.randperm(len(images), generator=generator)
         variants = torch.randint(settings.variants, (len(images),), generator=generator)
         for start in range(0, len(order), settings.batch):
             chosen = order[start : start + settings.batch]
             batch = torch.stack([cache[int(variants[i])][int(i)] for i in chosen])
-            target = truth[chosen].float()
-            soft = target * (1 - 2 * settings.label_smoothing) + settings.label_smoothing
             with torch.autocast("cpu", torch.bfloat16):
                 logits = network.classify(tail(batch))
-            loss = F.binary_cross_entropy_with_logits(logits[:, 0].float(), soft, weight=weights[truth[chosen]])
+            loss = weighted_loss(logits.float(), truth[chosen], weights, settings.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
             optimizer.step()
@@ -154,4 +164,42 @@ def finetune(
                 for mean, value in zip(shadow.parameters(), trained.parameters(), strict=True):
                     mean.lerp_(value, 0.02)
             advance("training", len(chosen) / (len(images) * settings.epochs))
+        keep(
+            {
+                "epoch": epoch,
+                "trained": trained.state_dict(),
+                "shadow": shadow.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "generator": generator.get_state(),
+                "random": torch.get_rng_state(),
+            }
+        )
         yield epoch, averaged.eval()
+
+
+def weighted_loss(logits: Tensor, truth: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy of (N, 1) or (N, classes) logits, each image weighted by its class: a scalar."""
+    if logits.shape[1] == 1:
+        soft = truth.float() * (1 - 2 * smoothing) + smoothing
+        return F.binary_cross_entropy_with_logits(logits[:, 0], soft, weight=weights[truth])
+    each = F.cross_entropy(logits, truth, reduction="none", label_smoothing=smoothing)
+    return (each * weights[truth]).mean()
+
+
+def _restore(
+    state: Mapping[str, Any],
+    trained: nn.Module,
+    shadow: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    generator: torch.Generator,
+) -> int:
+    """Everything as it was after an epoch; returns the next one."""
+    trained.load_state_dict(state["trained"])
+    shadow.load_state_dict(state["shadow"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    generator.set_state(state["generator"])
+    torch.set_rng_state(state["random"])
+    return int(state["epoch"]) + 1

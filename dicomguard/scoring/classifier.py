@@ -15,8 +15,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 class Classifier(nn.Module):
     """Normalise, replicate a gray plane, run the network: (N, planes, H, W) -> outputs (N, O), features (N, F).
 
-    Features are what the last linear layer is given (after pooling, before dropout has any effect); a network without
-    one has none, shape (N, 0). `dtype` is what the network computes in; both results are float32.
+    Features are what the last linear layer is given (after pooling, before dropout has any effect), or, in a network
+    without one, the last 1 x 1 convolution if that is what stands for it behind the pooling (timm's ResNet V2). A
+    network with neither has none, shape (N, 0). `dtype` is what the network computes in; both results are float32.
     """
 
     mean: Tensor
@@ -31,9 +32,9 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         self._features: Tensor | None = None
-        linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-        if linear:
-            linear[-1].register_forward_pre_hook(self._keep)
+        head = classifying_layer(network)
+        if head is not None:
+            head.register_forward_pre_hook(self._keep)
 
     def _keep(self, _module: nn.Module, given: tuple[Tensor, ...]) -> None:
         self._features = given[0].detach()
@@ -45,9 +46,20 @@ class Classifier(nn.Module):
         found = self.network(x)
         outputs = cast("Tensor", found[0] if isinstance(found, tuple) else found)  # MONAI's ViT adds its hidden states
         seen, self._features = self._features, None
+        if seen is not None and seen.ndim == 4 and seen.shape[2:] == (1, 1):
+            seen = seen.flatten(1)
         if seen is None or seen.ndim != 2:
             seen = outputs.new_empty(len(outputs), 0)
         return outputs.float(), seen.float()
+
+
+def classifying_layer(network: nn.Module) -> nn.Linear | nn.Conv2d | None:
+    """The last linear layer, or in a network without one the last convolution, if that is 1 x 1."""
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if linear:
+        return linear[-1]
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    return convolutions[-1] if convolutions and convolutions[-1].kernel_size == (1, 1) else None
 
 
 def fused(network: nn.Module) -> nn.Module:

@@ -1,7 +1,8 @@
 """The networks a bundle may name: an allow list of constructors, called with literal arguments, never with weights.
 
-EfficientNet-Lite0 is written out here because no library of the default install has it; torchvision's and MONAI's
-classifiers are taken as they are, and timm's where timm is installed. None of them is asked to download anything.
+EfficientNet-Lite0 is written out here because no library of the default install has it, and VGG-11 without the dense
+layers that hold nine tenths of its weights; torchvision's and MONAI's classifiers are taken as they are, and timm's
+where timm is installed. None of them is asked to download anything.
 """
 
 from __future__ import annotations
@@ -140,11 +141,42 @@ class EfficientNetLite0(nn.Module):
         self.load_state_dict(dict(zip(own, theirs, strict=True)), strict=False)
 
 
+class VGG11(nn.Module):
+    """VGG-11 with batch normalisation (Simonyan, Zisserman 2015, configuration A), pooled globally, one linear layer.
+
+    `width` scales the numbers of planes: 9.2 M parameters at 1, 2.3 M at one half.
+    """
+
+    def __init__(self, num_classes: int = 1, width: float = 1.0, dropout: float = 0.2) -> None:
+        super().__init__()
+        if not 1 / 64 <= width <= 4:
+            raise ValueError(f"a width of {width} is not possible; 1/64 to 4 are")
+        layers: list[nn.Module] = []
+        planes = 3
+        for step in (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool"):
+            if isinstance(step, str):
+                layers.append(nn.MaxPool2d(2))
+                continue
+            following = max(int(step * width), 1)
+            layers += [nn.Conv2d(planes, following, 3, padding=1, bias=False), nn.BatchNorm2d(following), nn.ReLU()]
+            planes = following
+        self.features = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(planes, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (N, 3, H, W), sides of at least 32, to logits (N, num_classes)."""
+        return cast("Tensor", self.head(self.dropout(self.features(x).mean((2, 3)))))
+
+
 def build(name: str, arguments: Mapping[str, Literal]) -> nn.Module:
     """The network `name` with random weights, on the CPU, in evaluation mode.
 
-    Names: `EfficientNetLite0`; `torchvision.models.<builder>`; `monai.networks.nets.<Class>` for the allowed classes;
-    `timm.<model name>` where timm is installed.
+    Names: `EfficientNetLite0`; `VGG11`; `torchvision.models.<builder>`; `torchvision.models.VisionTransformer`;
+    `monai.networks.nets.<Class>` for the allowed classes; `timm.<model name>` where timm is installed.
 
     Raises:
         BundleError: the name is not on the allow list, its library is missing, or the arguments do not fit.
@@ -161,6 +193,11 @@ def build(name: str, arguments: Mapping[str, Literal]) -> nn.Module:
         # Constructors draw initial weights; the caller's random state is none of their business.
         with torch.random.fork_rng(devices=[]):
             network = constructor(**arguments, **fixed)
+    except ImportError as error:  # MONAI's optional parts: its ViT needs einops
+        said = " ".join(str(error).split())[:200]
+        raise BundleError(
+            f"network {name} needs a package that is not installed: {said}", advice="Install it with pip."
+        ) from error
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
         raise BundleError(
             f"network {name} does not accept the arguments {dict(arguments)}: {error}.",
@@ -173,7 +210,7 @@ def build(name: str, arguments: Mapping[str, Literal]) -> nn.Module:
 
 def names() -> list[str]:
     """Every name on the allow list of this installation, timm's as a pattern."""
-    listed = ["EfficientNetLite0"]
+    listed = ["EfficientNetLite0", "VGG11", "torchvision.models.VisionTransformer"]
     listed += [f"torchvision.models.{name}" for name in _torchvision_classifiers()]
     listed += [f"monai.networks.nets.{name}" for name in _MONAI_NETWORKS]
     return listed + (["timm.*"] if importlib.util.find_spec("timm") else [])
@@ -187,6 +224,10 @@ def _constructor(name: str) -> tuple[Any, dict[str, Any]]:
     """The callable behind an allowed name and the arguments that keep it from downloading."""
     if name == "EfficientNetLite0":
         return EfficientNetLite0, {}
+    if name == "VGG11":
+        return VGG11, {}
+    if name == "torchvision.models.VisionTransformer":  # of any size: the builders' sizes are fixed
+        return _vision_transformer, {}
     library, _, member = name.rpartition(".")
     if library == "torchvision.models" and member in _torchvision_classifiers():
         return torchvision_models.get_model_builder(member), {"weights": None}
@@ -202,9 +243,34 @@ def _constructor(name: str) -> tuple[Any, dict[str, Any]]:
             return partial(timm.create_model, model), {"pretrained": False}
     raise BundleError(
         f"network {name} is not on the allow list.",
-        advice="Use EfficientNetLite0, torchvision.models.<builder>, one of "
+        advice="Use EfficientNetLite0, VGG11, torchvision.models.<builder> or VisionTransformer, one of "
         f"monai.networks.nets.{{{', '.join(_MONAI_NETWORKS)}}} or timm.<model>.",
     )
+
+
+def _vision_transformer(
+    *,
+    image_size: int,
+    patch_size: int,
+    num_layers: int,
+    num_heads: int,
+    hidden_dim: int,
+    mlp_dim: int,
+    num_classes: int,
+    dropout: float = 0.0,
+) -> nn.Module:
+    """The constructor with what a bundle may say; its others take callables and stems."""
+    network: nn.Module = torchvision_models.VisionTransformer(
+        image_size=image_size,
+        patch_size=patch_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        hidden_dim=hidden_dim,
+        mlp_dim=mlp_dim,
+        num_classes=num_classes,
+        dropout=dropout,
+    )
+    return network
 
 
 def _monai(member: str) -> tuple[Any, dict[str, Any]]:

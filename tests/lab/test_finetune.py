@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -56,3 +58,45 @@ def test_progress_adds_up() -> None:
     for _ in finetune(fresh(), *pictures(), SETTINGS, lambda s, p: shares.update({s: shares.get(s, 0) + p})):
         pass
     assert shares == {"features": pytest.approx(1), "training": pytest.approx(1)}
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_run_that_was_interrupted_ends_as_one_that_was_not(classes: int) -> None:
+    def made() -> EfficientNetLite0:
+        torch.manual_seed(0)
+        return EfficientNetLite0(classes).eval().requires_grad_(requires_grad=False)
+
+    images, _ = pictures(9)
+    colours = np.repeat(images[:, None], 3, 1)
+    labels = np.arange(9) % max(classes, 2)
+    states: list[dict] = []
+    *_, (_, whole) = finetune(made(), colours, labels, SETTINGS, lambda _s, _p: None, keep=states.append)
+    assert [state["epoch"] for state in states] == [0, 1]
+    first: list[dict] = []
+
+    def stop(state: dict) -> None:
+        first.append(copy.deepcopy(state))
+        raise StopError
+
+    with pytest.raises(StopError):
+        list(finetune(made(), colours, labels, SETTINGS, lambda _s, _p: None, keep=stop))
+    shares: list[float] = []
+    rest = list(
+        finetune(
+            made(),
+            colours,
+            labels,
+            SETTINGS,
+            lambda stage, share: shares.append(share) if stage == "training" else None,
+            resume=first[0],
+        )
+    )
+    assert [epoch for epoch, _ in rest] == [1]
+    assert sum(shares) == pytest.approx(1)
+    ended = rest[0][1].state_dict()
+    assert all(torch.equal(value, ended[name]) for name, value in whole.state_dict().items())
+    assert ended["head.weight"].shape[0] == classes

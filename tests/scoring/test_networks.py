@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 
@@ -40,6 +42,19 @@ def test_folding_changes_nothing_but_the_speed() -> None:
         ("torchvision.models.mobilenet_v3_small", {"num_classes": 2}),
         ("monai.networks.nets.DenseNet121", {"spatial_dims": 2, "in_channels": 3, "out_channels": 1}),
         ("monai.networks.nets.EfficientNetBN", {"model_name": "efficientnet-b0", "num_classes": 2}),
+        ("VGG11", {"num_classes": 3, "width": 0.25}),
+        (
+            "torchvision.models.VisionTransformer",
+            {
+                "image_size": 64,
+                "patch_size": 16,
+                "num_layers": 2,
+                "num_heads": 4,
+                "hidden_dim": 128,
+                "mlp_dim": 128,
+                "num_classes": 1,
+            },
+        ),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
@@ -50,6 +65,53 @@ def test_networks_of_the_allowed_libraries_are_built_without_weights(name: str, 
     assert outputs.shape == (2, arguments.get("num_classes", 1))
     assert seen.shape[0] == 2
     assert seen.shape[1] > 100  # each ends in a linear layer, whose input is pooled features
+
+
+class Several(torch.nn.Module):
+    """A network that adds its hidden states, as MONAI's vision transformer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        return self.head(x.mean((2, 3))), [x, x]
+
+
+def test_of_several_results_the_first_is_the_answer() -> None:
+    outputs, seen = Classifier(Several(), [0.5] * 3, [0.25] * 3).eval()(torch.rand(2, 1, 64, 64))
+    assert (outputs.shape, seen.shape) == ((2, 2), (2, 3))
+
+
+def test_a_convolution_that_classifies_gives_features_too() -> None:
+    pytest.importorskip("timm", reason="needs dicomguard[timm]")
+    network = networks.build("timm.resnetv2_50", {"num_classes": 1})
+    with torch.inference_mode():
+        outputs, seen = Classifier(network, [0.5] * 3, [0.5] * 3).eval()(torch.rand(2, 1, 64, 64))
+        assert seen.shape == (2, 2048)
+        by_hand = seen @ network.head.fc.weight.flatten(1).T + network.head.fc.bias
+    assert torch.allclose(outputs, by_hand, atol=1e-4)
+
+
+def test_a_fully_convolutional_network_has_no_features() -> None:
+    network = networks.build("torchvision.models.squeezenet1_1", {"num_classes": 2})
+    with torch.inference_mode():
+        outputs, seen = Classifier(network, [0.5] * 3, [0.5] * 3).eval()(torch.rand(2, 1, 64, 64))
+    assert (outputs.shape, seen.shape) == ((2, 2), (2, 0))
+
+
+def test_a_network_whose_library_lacks_a_part_says_what_to_install() -> None:
+    if importlib.util.find_spec("einops"):
+        pytest.skip("einops is installed")
+    arguments = {"in_channels": 3, "img_size": [64, 64], "patch_size": [16, 16], "classification": True}
+    with pytest.raises(BundleError, match="einops"):
+        networks.build("monai.networks.nets.ViT", arguments | {"spatial_dims": 2})
+
+
+@pytest.mark.parametrize("arguments", [{"width": 0.0}, {"width": 99.0}, {"depth": 3}], ids=str)
+def test_impossible_widths_are_refused(arguments: dict[str, object]) -> None:
+    with pytest.raises(BundleError, match="VGG11"):
+        networks.build("VGG11", arguments)
 
 
 def test_outputs_of_a_network_that_computes_in_half_are_single() -> None:
