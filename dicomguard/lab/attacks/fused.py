@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,18 +73,18 @@ def statistic(seen: Looked, distances: Tensor | None, calibration: Calibration) 
 
 def surprise(component: Component, values: Tensor) -> Tensor:
     """`Component.surprise` of (n,), differentiable."""
-    ordered = torch.tensor(component.values, dtype=torch.float64, device=values.device)
-    distinct, counts = ordered.unique_consecutive(return_counts=True)
-    above = len(ordered) - counts.cumsum(0) + counts
-    value = values.double()
+    unique, first = np.unique(np.asarray(component.values), return_index=True)
+    images = len(component.values)
+    distinct, above = (torch.from_numpy(part).double().to(values.device) for part in (unique, images - first))
+    value = values.double().contiguous()
     right = torch.searchsorted(distinct, value.detach()).clamp(1, len(distinct) - 1) if len(distinct) > 1 else None
     if right is None:
-        rank = above[-1].double().expand_as(value)
+        rank = above[-1].expand_as(value)
     else:
         left = right - 1
         share = ((value - distinct[left]) / (distinct[right] - distinct[left])).clamp(0, 1)
         rank = above[left] + share * (above[right] - above[left])
-    inside = math.log(len(ordered) + 1) - (1 + rank).log()
+    inside = math.log(images + 1) - (1 + rank).log()
     beyond = torch.log1p((value - distinct[-1]).clamp(min=0) / component.tail)
     return torch.where(value < distinct[0], 0.0, inside + beyond)
 

@@ -59,9 +59,9 @@ def orthogonal_pgd(
     *,
     chunk: int = CHUNK,
 ) -> Evaded:
-    """Flip the answer with a score below `threshold`. An image that has both is done.
+    """Flip the answer with a score below `threshold`. An image that has both, with slack, is done.
 
-    Of the iterates that flipped, the one with the lowest score. `strength` of the result is eps where it flipped.
+    Where none has, the iterate with the lowest score of those that flipped. `strength` is eps where it flipped.
 
     Raises:
         DicomguardError: a margin, a score or a gradient is not a finite number.
@@ -80,7 +80,7 @@ def orthogonal_pgd(
         margin, away = slopes(margins, current, which, chunk=chunk)
         suspicion, towards = slopes(_at(score, step), current, which, chunk=chunk)
         flipped, hidden = margin < -past, suspicion < threshold - below
-        better = (margin < 0) & (suspicion < lowest[which])
+        better = (margin < 0) & ((suspicion < lowest[which]) | (flipped & hidden))
         lowest[which[better]] = suspicion[better]
         shown = better | ~found.flipped[which]
         found.record(which[shown], current[shown], margin[shown], radius=settings.eps)
