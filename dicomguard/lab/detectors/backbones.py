@@ -80,6 +80,6 @@ def small_backbone(name: str) -> tuple[nn.Module, str]:
         return _maps(models.resnet18(weights=None)), "ResNet-18 from random weights stands in for ResNet-50 of ImageNet"
     if name == "densenet121":
         network = models.DenseNet(growth_rate=12, block_config=(3, 6, 12, 8), num_init_features=24)
-        words = "a DenseNet of 58 layers from random weights stands in for DenseNet-121 of ImageNet"
+        words = "a DenseNet with 29 dense layers from random weights stands in for DenseNet-121 of ImageNet"
         return _maps(network), words
     raise DicomguardError(f"there is no backbone {name}.", advice=f"Use one of {', '.join(_BUILDERS)}.")
