@@ -30,7 +30,7 @@ from dicomguard.attacks.rounded import rounded
 from dicomguard.attacks.suite import Attack
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.live import manifest
-from dicomguard.lab.live.attacks import settings_of
+from dicomguard.lab.live.attacks import SOURCES, folder_of, settings_of
 from dicomguard.lab.live.identity import Identity, mark_as_copy, refer_to_source
 from dicomguard.lab.live.manifest import Row
 from dicomguard.lab.live.sources import Refused, Source, Sources, Tick, opened
@@ -98,7 +98,7 @@ class Forge:
             "fingerprint": scorer.fingerprint,
             "seed": wishes.seed,
             "keep_failed": wishes.keep_failed,
-            "attacks_sha256": source_digest("attacks"),
+            "attacks_sha256": source_digest(*SOURCES),
         }
         self._name = name_of(self._facts)
         self._journal = self._opened()
@@ -265,7 +265,7 @@ class Forge:
         if kind != _CLEAN:
             refer_to_source(dataset, source.header)
         uid = str(dataset.SOPInstanceUID)
-        folder = self._out / FILES / kind.replace(" ", "-").lower() / _short(str(dataset.StudyInstanceUID))
+        folder = self._out / FILES / folder_of(kind) / _short(str(dataset.StudyInstanceUID))
         path = folder / f"{_short(uid)}.dcm"
         partial = self._out / f"{_short(uid)}.partial"
         try:
