@@ -41,11 +41,18 @@ class Descent:
 
 
 def descend(
-    loss: Loss, pixels: Tensor, seeds: Sequence[int], descent: Descent | None = None, *, chunk: int = CHUNK
+    loss: Loss,
+    pixels: Tensor,
+    seeds: Sequence[int],
+    descent: Descent | None = None,
+    *,
+    exact: bool = False,
+    chunk: int = CHUNK,
 ) -> Attacked:
-    """Of the iterates that flipped the latest, which the falling step has brought nearest to what is wanted.
+    """Of the iterates that flipped the one with the lowest loss, where the loss is `exact`: the same at every step.
 
-    `seeds`: one for each image. `strength` of the result is eps where it flipped.
+    Of a stochastic loss, whose values at two steps do not compare, the latest, which the falling step has brought
+    nearest to what is wanted. `seeds`: one for each image. `strength` of the result is eps where it flipped.
 
     Raises:
         DicomguardError: a loss, a margin or a gradient is not a finite number.
@@ -57,11 +64,14 @@ def descend(
     which = found.unflipped()
     current = starts.inside(which, descent.eps) if descent.random_start else pixels.detach()
     speed = torch.zeros_like(found.pixels)
+    lowest = torch.full_like(found.margin, torch.inf)
     for step in range(descent.steps + 1):
         if not len(which):
             break
         value, margin, gradient = _slopes(loss, current, which, step, last=step == descent.steps, chunk=chunk)
-        shown = (margin < 0) | ~found.flipped[which]
+        better = (margin < 0) & ((value <= lowest[which]) | (not exact))
+        lowest[which[better]] = value[better]
+        shown = better | ~found.flipped[which]
         found.record(which[shown], current[shown], margin[shown], radius=descent.eps)
         left = ~((value < descent.enough) & (margin < 0))
         which, current, speed, gradient = which[left], current[left], speed[left], gradient[left]

@@ -129,7 +129,8 @@ def feature_matching(
             value = (value + apart.view(len(which), settings.draws).mean(1)) / 2
         return value / far[which], head.margins(odds, kept[which])
 
-    return descend(loss, pixels, seeds, settings.descent, chunk=max(chunk // (settings.draws + 1), 1))
+    together = max(chunk // (settings.draws + 1), 1)
+    return descend(loss, pixels, seeds, settings.descent, exact=not settings.draws, chunk=together)
 
 
 def _both(deep: Deep, pixels: Tensor, chunk: int) -> tuple[Tensor, Tensor]:

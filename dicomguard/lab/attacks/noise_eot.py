@@ -170,7 +170,8 @@ def noise_eot(
         return value, head.margins(seen.clean, kept[which])
 
     # Of one image and its noisy copies together as many go through at once as otherwise of images.
-    return descend(loss, pixels, seeds, settings.descent, chunk=max(chunk // (settings.draws + 1), 1))
+    together = max(chunk // (settings.draws + 1), 1)
+    return descend(loss, pixels, seeds, settings.descent, exact=not settings.draws, chunk=together)
 
 
 def _squares(scaled: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from tests.lab.attacks.toys import blobs, classes, findings, two
 
 NOISE = NoiseSettings(levels=(0.03, 0.1, 0.2), repeats=8)
 EPS = 0.2
-ATTACK = NoiseEOT(Descent(EPS, steps=50))
+ATTACK = NoiseEOT(Descent(EPS, steps=40))
 
 
 def observed(log_odds, pixels: Tensor, first: int = 500) -> list[Observation]:
@@ -47,9 +47,9 @@ def typical() -> Typical:
 
 @functools.cache
 def attacked(draws: int) -> Tensor:
-    clean = blobs(24, 8)[0]
+    clean = blobs(16, 8)[0]
     wanted = typical().wanted(others(two(clean)))
-    return noise_eot(two, wanted, NOISE, clean, range(24), NoiseEOT(ATTACK.descent, draws)).pixels
+    return noise_eot(two, wanted, NOISE, clean, range(16), NoiseEOT(ATTACK.descent, draws), chunk=64).pixels
 
 
 def test_typical_is_the_median_of_the_clean_images_of_a_class() -> None:
@@ -72,10 +72,10 @@ def test_attacks_are_towards_the_runner_up_of_the_least_certain_question() -> No
 
 @pytest.mark.parametrize("draws", DRAWS)
 def test_the_wrong_answer_looks_clean_where_pgd_does_not(draws: int) -> None:
-    clean = blobs(24, 8)[0]
+    clean = blobs(16, 8)[0]
     calm = looked(two, blobs(200, 77)[0])
     mine = looked(two, attacked(draws))
-    loud = looked(two, fixed_eps_pgd(from_log_odds(two, clean), clean, range(24), FixedEps(EPS)).pixels)
+    loud = looked(two, fixed_eps_pgd(from_log_odds(two, clean), clean, range(16), FixedEps(EPS)).pixels)
     flipped = (two(attacked(draws)).argmax(-1) != two(clean).argmax(-1))[:, 0]
     assert flipped.float().mean() > 0.9
 
