@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from dicomguard.cli.lab import forge, join, offline
+from dicomguard.cli.lab import benchmark, datasets, forge, join, offline, train
 
 
 def register(app: typer.Typer) -> None:
@@ -14,7 +14,10 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True,
         rich_markup_mode=None,
     )
+    benchmark.register(lab)
     forge.register(lab)
     join.register(lab)
     offline.register(lab)
+    datasets.register(lab)
+    train.register(lab)
     app.add_typer(lab, name="lab")

@@ -30,6 +30,7 @@ class Paper:
     where: str
     layout: str
     marks: tuple[str, ...]
+    labels: tuple[str, ...]
     read: Callable[[Path], Listing]
 
 
@@ -239,6 +240,7 @@ PAPERS: Mapping[str, Paper] = {
         "https://data.mendeley.com/datasets/rscbjbr9sj (ChestXRay2017.zip, CC BY 4.0)",
         "train/NORMAL, train/PNEUMONIA, test/NORMAL, test/PNEUMONIA (and val/)",
         ("train/NORMAL", "test/PNEUMONIA"),
+        ("normal", "pneumonia"),
         kermany,
     ),
     "rfmid": Paper(
@@ -246,6 +248,7 @@ PAPERS: Mapping[str, Paper] = {
         "https://ieee-dataport.org/open-access/retinal-fundus-multi-disease-image-dataset-rfmid (CC BY 4.0)",
         "Training_Set/, Evaluation_Set/ and Test_Set/, each with its pictures and RFMiD_*_Labels.csv",
         ("Training_Set/RFMiD_Training_Labels.csv", "Test_Set/RFMiD_Testing_Labels.csv"),
+        ("normal", "disease"),
         rfmid,
     ),
     "kaggle_brain_mri": Paper(
@@ -253,6 +256,7 @@ PAPERS: Mapping[str, Paper] = {
         "https://www.kaggle.com/datasets/masoudnickparvar/brain-tumor-mri-dataset (CC0; a Kaggle account is needed)",
         "Training/<class> and Testing/<class>",
         ("Training", "Testing"),
+        ("no tumour", "tumour"),
         kaggle_brain_mri,
     ),
     "lidc_idri": Paper(
@@ -260,6 +264,7 @@ PAPERS: Mapping[str, Paper] = {
         "https://www.cancerimagingarchive.net/collection/lidc-idri (125 GB, CC BY 3.0; the annotations are XML files)",
         "LIDC-IDRI-0001/... with DICOM files, and the annotations' XML files anywhere below",
         ("LIDC-IDRI-*", "**/*.xml"),
+        ("benign", "malignant"),
         lidc_idri,
     ),
     "cbis_ddsm": Paper(
@@ -267,6 +272,7 @@ PAPERS: Mapping[str, Paper] = {
         "https://www.cancerimagingarchive.net/collection/cbis-ddsm (164 GB, CC BY 3.0, with four case descriptions)",
         "the DICOM files of the full mammograms, and mass_ and calc_case_description_{train,test}_set.csv",
         ("**/*_case_description_*_set.csv",),
+        ("benign", "malignant"),
         cbis_ddsm,
     ),
 }
@@ -280,17 +286,25 @@ def listing(name: str, data: Path) -> Listing:
 
     """
     paper = PAPERS[name]
-    places = (data, data / name, data / "chest_xray") if name == "kermany" else (data, data / name)
-    for root in places:
-        if root.is_dir() and all(any(root.glob(mark)) for mark in paper.marks):
-            found = paper.read(root)
-            if not found.entries:
-                raise DicomguardError(
-                    f"{paper.title}: none of the pictures that its tables name is under {root}.",
-                    advice=f"It should hold {paper.layout}.",
-                )
-            return found
-    raise DicomguardError(
-        f"{paper.title} is not in {data}.",
-        advice=f"Get it from {paper.where}, and point --data at the folder that holds {paper.layout}.",
-    )
+    root = place_of(name, data)
+    if root is None:
+        raise DicomguardError(
+            f"{paper.title} is not in {data}.",
+            advice=f"Get it from {paper.where}, and point --data at the folder that holds {paper.layout}.",
+        )
+    found = paper.read(root)
+    if not found.entries:
+        raise DicomguardError(
+            f"{paper.title}: none of the pictures that its tables name is under {root}.",
+            advice=f"It should hold {paper.layout}.",
+        )
+    return found
+
+
+def place_of(name: str, data: Path) -> Path | None:
+    """The folder that has the layout of that set: `data`, or one in it with the set's name; else None."""
+    others = {"kermany": ("chest_xray",), "lidc_idri": ("LIDC-IDRI",), "cbis_ddsm": ("CBIS-DDSM",)}.get(name, ())
+    for root in (data, data / name, *(data / other for other in others)):
+        if root.is_dir() and all(any(root.glob(mark)) for mark in PAPERS[name].marks):
+            return root
+    return None
