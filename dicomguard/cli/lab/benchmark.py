@@ -56,9 +56,10 @@ def benchmark(
     from dicomguard.lab.benchmark.kinds import KINDS
     from dicomguard.lab.benchmark.profile import named
     from dicomguard.lab.benchmark.runner import Runner
+    from dicomguard.lab.benchmark.suites.planning import Where
     from dicomguard.lab.command import line
 
-    plans = [suites.plan(name, named(profile), data) for name in suite]
+    plans = [suites.plan(name, named(profile), Where(data, work)) for name in suite]
     chosen = {plan.name: [cell for name, cell in plan.cells.items() if only in name] for plan in plans}
     if not any(chosen.values()):
         raise DicomguardError(f"no cell has {only!r} in its name.", advice="Run with --list to see the names.")

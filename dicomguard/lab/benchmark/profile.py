@@ -14,7 +14,9 @@ class Profile:
     `calibration`, `test`: clean files; `wanted`: successes of each attack; `tried`: files that are attacked at most;
     `choosing`: successes on the validation split, by which the paper's noise level is chosen; `epochs`: of a victim,
     instead of its own number; `pictures`: that it is trained on; `adaptive`: files for each adaptive attack and budget;
-    `shifted`: clean files for each natural change; `victims`: the families, by the names of `victims.grid`.
+    `shifted`: clean files for each natural change; `joel_pictures`: that detectors of Joel et al. 2023 are taught and
+    tested on, `small_detectors`: small networks and few epochs for those; `victims`: the families, by their names in
+    `victims.grid`.
     """
 
     name: str
@@ -29,28 +31,32 @@ class Profile:
     pictures: int | None
     adaptive: int
     shifted: int | None
+    joel_pictures: int | None
+    small_detectors: bool
     reductions: tuple[str, ...]
 
 
 SMOKE = Profile(
     name="smoke",
-    victims=("small-resnet",),
-    joel_victim="vgg11",
+    victims=("resnet_small",),
+    joel_victim="vgg11_small",
     calibration=60,
     test=40,
-    wanted=6,
+    wanted=8,
     tried=24,
-    choosing=4,
-    epochs=1,
-    pictures=200,
+    choosing=6,
+    epochs=5,
+    pictures=600,
     adaptive=4,
     shifted=24,
-    reductions=("A check that everything runs: victims of one epoch, a handful of files. Its figures mean nothing.",),
+    joel_pictures=80,
+    small_detectors=True,
+    reductions=("A check that everything runs: victims of five epochs, a handful of files. Its figures mean nothing.",),
 )
 CPU = Profile(
     name="cpu",
-    victims=("efficientnet-lite0", "small-resnet", "small-vit"),
-    joel_victim="vgg11",
+    victims=("efficientnet_lite0", "resnet_small", "vit_small"),
+    joel_victim="vgg11_small",
     calibration=400,
     test=300,
     wanted=100,
@@ -60,6 +66,8 @@ CPU = Profile(
     pictures=None,
     adaptive=40,
     shifted=200,
+    joel_pictures=600,
+    small_detectors=True,
     reductions=(
         (
             "Victims that two cores can train in a night: EfficientNet-Lite0 (ImageNet weights) at 224 pixels, a"
@@ -71,7 +79,7 @@ CPU = Profile(
 )
 FULL = Profile(
     name="full",
-    victims=("resnet50v2", "inception-v3", "vit-b16"),
+    victims=("resnet50v2", "inception_v3", "vit_b_16"),
     joel_victim="vgg16",
     calibration=None,
     test=None,
@@ -82,6 +90,8 @@ FULL = Profile(
     pictures=None,
     adaptive=200,
     shifted=None,
+    joel_pictures=None,
+    small_detectors=False,
     reductions=(),
 )
 PROFILES = {profile.name: profile for profile in (SMOKE, CPU, FULL)}

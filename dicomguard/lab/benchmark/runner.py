@@ -19,8 +19,21 @@ from typing import Any
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.cell import Cell, Result, in_order
 
+INVENTORY = "inventory"
 Tell = Callable[[float], None]
 """`tell(share)`: how much of the cell is done, from 0 to 1."""
+
+
+def added(tell: Tell) -> Tell:
+    """The same for work that says by how much it came nearer."""
+    done = 0.0
+
+    def advance(share: float) -> None:
+        nonlocal done
+        done = min(done + share, 1.0)
+        tell(done)
+
+    return advance
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +41,11 @@ class Place:
     """What the function behind a cell works with.
 
     `needs` and `folders`: results and folders of the cells that it needs, by role; `folder`: its own; `data`: where the
-    image sets are; `device`: for networks.
+    image sets are, `inventory`: where they keep what was learnt of them; `device`: for networks.
     """
 
     folder: Path
+    inventory: Path
     needs: Mapping[str, Result]
     folders: Mapping[str, Path]
     data: Path
@@ -69,6 +83,7 @@ def compute(
     started = time.monotonic()
     place = Place(
         folder,
+        root / INVENTORY,
         {role: result for role, result in needs.items() if result is not None},
         {role: need.folder(root) for role, need in cell.needs},
         data,

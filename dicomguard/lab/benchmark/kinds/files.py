@@ -35,7 +35,7 @@ def scorer_of(place: Place, role: str = "victim") -> Scorer:
 def collection_of(place: Place, role: str = "victim") -> Collection:
     """The data set that a victim was trained on."""
     settings = place.needs[role]["settings"]
-    return open_collection(settings["data_set"], place.data, side=settings.get("side"))
+    return open_collection(settings["data_set"], place.data, side=settings["side"], cache=place.inventory)
 
 
 def clean(settings: dict[str, Any], place: Place) -> Result:

@@ -24,6 +24,7 @@ STRENGTHS: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 """Of random noise, in fractions of the presentation range; the noise-consistency paper goes up to .16."""
 _BATCH = 16
 _SHOWN = 3
+_NAME = 20  # letters
 
 
 def random_noise(settings: dict[str, Any], place: Place) -> Result:
@@ -53,13 +54,19 @@ def _answers(scorer: Scorer, images: Any) -> NDArray[np.int64]:
 
 
 def pictures(settings: dict[str, Any], place: Place) -> Result:
-    """The noise-consistency paper's Figures 1 and 3 to 6 for one victim under one attack, in the cell's folder."""
+    """The noise-consistency paper's Figures 1 and 3 to 6 for one victim, in the cell's folder.
+
+    Under the first of `attacks` that succeeded at all.
+    """
     scorer = scorer_of(place)
-    name = settings["attack"]
     clean = load_files(place.folders["clean"], "test")
-    attacked = load_attacked(place.folders[f"attack: {name}"]).files
+    succeeded = {name: load_attacked(place.folders[f"attack: {name}"]).files for name in settings["attacks"]}
+    name, attacked = next(((name, files) for name, files in succeeded.items() if files is not None), ("", None))
     if attacked is None:
-        raise DicomguardError(f"nothing to draw: {name} changed no answer.", advice="Raise the number of attempts.")
+        raise DicomguardError(
+            f"nothing to draw: none of {', '.join(succeeded)} changed an answer.",
+            advice="Raise the number of attempts.",
+        )
     title = f"{place.needs['victim']['title'].removeprefix('train ')}, {name}"
     where = {key: row for row, key in enumerate(clean.keys)}
     pairs = [(where[key], row) for row, key in enumerate(attacked.keys) if key in where]
@@ -74,7 +81,7 @@ def pictures(settings: dict[str, Any], place: Place) -> Result:
     ]
     if pairs:
         rows = [
-            (f"{attacked.keys[after]}", _pixels(clean, before), _pixels(attacked, after))
+            (_short(attacked.keys[after]), _pixels(clean, before), _pixels(attacked, after))
             for before, after in pairs[:_SHOWN]
         ]
         drawn.append(noise_figures.perturbation(rows, place.folder / "perturbation.png"))
@@ -126,3 +133,9 @@ def _columns(
     shown = {"clean": clean, f"with {100 * strength:g} % noise": noisy, "attacked": attacked}
     maps = scorer.saliency(torch.from_numpy(np.stack(list(shown.values()))))
     return {name: (pixels, maps[row].astype(np.float64)) for row, (name, pixels) in enumerate(shown.items())}
+
+
+def _short(key: str) -> str:
+    """A file name that fits above its picture."""
+    stem = key.rsplit("/", 1)[-1].split(".", maxsplit=1)[0]
+    return stem if len(stem) <= _NAME else f"{stem[: _NAME - 1]}…"

@@ -10,15 +10,15 @@ from types import MappingProxyType
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.kinds.files import versions
 from dicomguard.lab.benchmark.profile import Profile
-from dicomguard.lab.benchmark.suites import natural, noise_consistency
-from dicomguard.lab.benchmark.suites.planning import Plan
+from dicomguard.lab.benchmark.suites import joel2023, natural, noise_consistency
+from dicomguard.lab.benchmark.suites.planning import Plan, Where
 
-SUITES: Mapping[str, Callable[[Profile, Path], Plan]] = MappingProxyType(
-    {noise_consistency.NAME: noise_consistency.plan, natural.NAME: natural.plan}
+SUITES: Mapping[str, Callable[[Profile, Where], Plan]] = MappingProxyType(
+    {noise_consistency.NAME: noise_consistency.plan, joel2023.NAME: joel2023.plan, natural.NAME: natural.plan}
 )
 
 
-def plan(name: str, profile: Profile, data: Path) -> Plan:
+def plan(name: str, profile: Profile, where: Where) -> Plan:
     """The cells of a suite.
 
     Raises:
@@ -27,7 +27,7 @@ def plan(name: str, profile: Profile, data: Path) -> Plan:
     """
     if name not in SUITES:
         raise DicomguardError(f"there is no suite {name}.", advice=f"Take one of {', '.join(SUITES)}.")
-    return SUITES[name](profile, data)
+    return SUITES[name](profile, where)
 
 
 def write(made: Plan, work: Path, results: Path, *, command: str) -> Path:

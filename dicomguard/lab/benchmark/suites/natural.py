@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.profile import Profile
 from dicomguard.lab.benchmark.shifts import SHIFTS
-from dicomguard.lab.benchmark.suites.noise_consistency import (
-    DATA_SETS,
-    attack_cell,
-    clean_cell,
-    victim_cell,
-)
-from dicomguard.lab.benchmark.suites.planning import Plan, required
+from dicomguard.lab.benchmark.suites.noise_consistency import DATA_SETS, attack_cell, clean_cell
+from dicomguard.lab.benchmark.suites.planning import Plan, Where, required, victim_cell
 
 NAME: Final = "natural"
 _SMOKE: Final = ("JPEG, quality 40", "Gaussian noise, 3 %")
 _ALPHAS: Final = (0.05, 0.01)
 
 
-def plan(profile: Profile, data: Path) -> Plan:
+def plan(profile: Profile, where: Where) -> Plan:
     """A cell of judgement for each family and data set, over all shifts.
 
     Raises:
@@ -31,12 +25,12 @@ def plan(profile: Profile, data: Path) -> Plan:
     """
     is_smoke = profile.name == "smoke"
     data_sets = DATA_SETS[:1] if is_smoke else DATA_SETS
-    required(data, data_sets)
+    required(where, data_sets)
     cells: dict[str, Cell] = {}
     for data_set in data_sets:
         for family in profile.victims:
             name = f"{family}, {data_set}"
-            victim = victim_cell(profile, family, data_set, data)
+            victim = victim_cell(profile, family, data_set, where)
             needs = {
                 "victim": victim,
                 "clean": clean_cell(profile, victim, name),

@@ -7,12 +7,11 @@ answered rightly), here before and after rounding to stored bits, beside ours, M
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.profile import Profile
-from dicomguard.lab.benchmark.suites.planning import Plan, data_digest, required
+from dicomguard.lab.benchmark.suites.planning import Plan, Where, required, victim_cell
 
 NAME: Final = "noise-consistency"
 DATA_SETS: Final = ("chest_xray", "brain_mri", "fundus")
@@ -20,22 +19,8 @@ EARLY: Final = ("early-stopped FGSM", "early-stopped BIM", "early-stopped PGD", 
 """The attacks of the paper's Table 2."""
 CONFIDENT: Final = ("PGD 0.004", "PGD 0.008", "PGD 0.016")
 _SMOKE_ATTACKS: Final = ("early-stopped BIM", "DeepFool", "PGD 0.008")
+_DRAWN: Final = ("early-stopped BIM", "PGD 0.008", "DeepFool")
 _ALPHAS: Final = (0.05, 0.01)
-
-
-def victim_cell(profile: Profile, family: str, data_set: str, data: Path, side: int | None = None) -> Cell:
-    """One family trained on one data set."""
-    return Cell.of(
-        "victim",
-        1,
-        f"train {family} on {data_set}",
-        victim=family,
-        data_set=data_set,
-        side=side,
-        data=data_digest(data_set, data, side),
-        epochs=profile.epochs,
-        pictures=profile.pictures,
-    )
 
 
 def clean_cell(profile: Profile, victim: Cell, name: str) -> Cell:
@@ -53,21 +38,21 @@ def attack_cell(profile: Profile, victim: Cell, name: str, attack: str, *, split
     )
 
 
-def plan(profile: Profile, data: Path) -> Plan:
+def plan(profile: Profile, where: Where) -> Plan:
     """A cell of judgement for each family and data set, with everything that it needs.
 
     Raises:
         DicomguardError: a data set is not there.
 
     """
-    required(data, DATA_SETS if profile.name != "smoke" else DATA_SETS[:1])
+    required(where, DATA_SETS if profile.name != "smoke" else DATA_SETS[:1])
     attacks = (*EARLY, *CONFIDENT) if profile.name != "smoke" else _SMOKE_ATTACKS
     data_sets = DATA_SETS if profile.name != "smoke" else DATA_SETS[:1]
     cells: dict[str, Cell] = {}
     for data_set in data_sets:
         for family in profile.victims:
             name = f"{family}, {data_set}"
-            victim = victim_cell(profile, family, data_set, data)
+            victim = victim_cell(profile, family, data_set, where)
             needs = {
                 "victim": victim,
                 "clean": clean_cell(profile, victim, name),
@@ -76,15 +61,13 @@ def plan(profile: Profile, data: Path) -> Plan:
             }
             judged = Cell.of("judge", 1, f"{name}: judge", needs, alphas=_ALPHAS)
             cells[f"judge/{family}/{data_set}"] = judged
-            cells[f"pictures/{family}/{data_set}"] = Cell.of(
-                "pictures", 1, f"{name}: pictures", needs, attack="early-stopped BIM"
-            )
+            cells[f"pictures/{family}/{data_set}"] = Cell.of("pictures", 1, f"{name}: pictures", needs, attacks=_DRAWN)
     random_noise = {
         f"noise/{family}/{data_set}": Cell.of(
             "noise",
             1,
             f"{family}, {data_set}: noise",
-            {"victim": victim_cell(profile, family, data_set, data)},
+            {"victim": victim_cell(profile, family, data_set, where)},
             cases=profile.test,
         )
         for data_set in data_sets

@@ -12,8 +12,10 @@ from typing import Any
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.cell import Cell, Result, in_order
 from dicomguard.lab.benchmark.profile import Profile
+from dicomguard.lab.benchmark.runner import INVENTORY
 from dicomguard.lab.data import Collection, open_collection
 from dicomguard.lab.datasets import Split
+from dicomguard.lab.victims import victim as known
 
 Assemble = Callable[[Mapping[str, Result]], dict[str, Any]]
 
@@ -32,15 +34,23 @@ class Plan:
         return in_order(self.cells)
 
 
-@cache
-def _opened(name: str, data: Path, side: int | None) -> Collection:
-    return open_collection(name, data, side=side)
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The folders of a run: `data` holds the image sets, `work` the cells."""
+
+    data: Path
+    work: Path
 
 
 @cache
-def data_digest(name: str, data: Path, side: int | None = None) -> str:
+def _opened(name: str, side: int | None, where: Where) -> Collection:
+    return open_collection(name, where.data, side=side, cache=where.work / INVENTORY)
+
+
+@cache
+def data_digest(name: str, side: int | None, where: Where) -> str:
     """What a data set consists of and how it is divided: its cases, groups, labels and bits. Twelve hex digits."""
-    collection = _opened(name, data, side)
+    collection = _opened(name, side, where)
     total = hashlib.sha256(repr((collection.labels, collection.bits, collection.planes, side)).encode())
     for split in Split:
         for case in collection.cases(split):
@@ -48,7 +58,29 @@ def data_digest(name: str, data: Path, side: int | None = None) -> str:
     return total.hexdigest()[:12]
 
 
-def required(data: Path, names: Iterable[str]) -> None:
+def victim_cell(profile: Profile, family: str, data_set: str, where: Where, *, hardening: float | None = None) -> Cell:
+    """One family trained on one data set, whose files are stored at the victim's own size.
+
+    `hardening`: the budget of adversarial training.
+    """
+    side = known(family).side
+    how = "train" if hardening is None else f"harden at {hardening:g}"
+    return Cell.of(
+        "victim",
+        1,
+        f"{how} {family} on {data_set}",
+        victim=family,
+        data_set=data_set,
+        side=side,
+        data=data_digest(data_set, side, where),
+        epochs=profile.epochs,
+        pictures=profile.pictures,
+        seed=0,
+        hardening=hardening,
+    )
+
+
+def required(where: Where, names: Iterable[str]) -> None:
     """Open every data set before anything is computed: a missing one must not be found out after hours.
 
     Raises:
@@ -58,7 +90,7 @@ def required(data: Path, names: Iterable[str]) -> None:
     missing = {}
     for name in names:
         try:
-            _opened(name, data, None)
+            _opened(name, None, where)
         except DicomguardError as error:
             missing[name] = str(error)
     if missing:

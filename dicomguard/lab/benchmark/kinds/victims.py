@@ -1,0 +1,56 @@
+"""Cells that train the networks to be attacked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from dicomguard.lab.benchmark.cell import Result
+from dicomguard.lab.benchmark.kinds.files import BUNDLE
+from dicomguard.lab.benchmark.runner import Place, added
+from dicomguard.lab.data import Collection, open_collection
+from dicomguard.lab.datasets import Split
+from dicomguard.lab.victims import Hardening, Options, train
+from dicomguard.lab.victims import victim as known
+
+_STAGE = "training"
+
+
+def victim(settings: dict[str, Any], place: Place) -> Result:
+    """Train `victim` on `data_set`, its files stored at `side`; on `pictures` of them at most, for `epochs` at most.
+
+    `hardening`: the budget of adversarial training; None for plain training.
+    """
+    collection = open_collection(settings["data_set"], place.data, side=settings["side"], cache=place.inventory)
+    eps = settings["hardening"]
+    options = Options(
+        seed=settings["seed"],
+        epochs=settings["epochs"],
+        hardening=None if eps is None else Hardening(eps=eps),
+        device=place.device,
+    )
+
+    advance = added(place.tell)
+
+    def tick(stage: str, share: float) -> None:
+        if stage == _STAGE:
+            advance(share)
+
+    report = train(
+        known(settings["victim"]),
+        _shortened(collection, settings["pictures"]),
+        place.folder / BUNDLE,
+        options,
+        work=place.folder / "work",
+        tick=tick,
+    )
+    return {"training": report, "fingerprint": report["fingerprint"]}
+
+
+def _shortened(collection: Collection, pictures: int | None) -> Collection:
+    """Fewer pictures to learn from; in the order of the collection any beginning is a fair draw."""
+    if pictures is None:
+        return collection
+    most = {Split.TRAIN: pictures, Split.VALIDATION: pictures // 4}
+    parts = {split: part[: most.get(split)] for split, part in collection.parts.items()}
+    return replace(collection, parts=parts)
