@@ -32,7 +32,7 @@ def archive(path: Path, *, maker: Maker | None = None, labels: tuple[str, ...] |
     """
     advice = "Give an archive of 2D pictures with one label each, as https://medmnist.com offers them."
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             found = {f"{part}_{kind}": held[f"{part}_{kind}"] for part in _PARTS for kind in ("images", "labels")}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise DicomguardError(f"{path} cannot be read as a MedMNIST archive: {error}.", advice=advice) from error

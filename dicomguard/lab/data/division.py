@@ -40,7 +40,8 @@ def divide(listing: Listing, inventory: Inventory, *, least: int = LEAST) -> Div
     """Split by group and check what came out.
 
     Groups are dealt by a hash. A class of few groups may be dealt none in a split: then the hash is salted, and the
-    first salt is taken with which every class has half of its share everywhere (or else the best of two hundred).
+    first salt is taken with which every class has half of its share, and `least` pictures, everywhere (or else the best
+    of two hundred).
 
     Raises:
         DicomguardError: a split leaks, or a class has fewer than `least` pictures in one.
@@ -56,14 +57,14 @@ def divide(listing: Listing, inventory: Inventory, *, least: int = LEAST) -> Div
     told += lost
     if listing.joins and not listing.strict:
         entries = alike.joined(entries)
-    best: tuple[float, str, Parts, list[str]] | None = None
+    best: tuple[tuple[bool, float], str, Parts, list[str]] | None = None
     for number in range(1 if listing.strict else _SALTS):
         salt = "" if number == 0 else str(number)
         parts, dropped = _dealt(entries, alike, listing, salt)
-        balance = _balance(parts, entries, listing)
-        if best is None or balance > best[0]:
-            best = (balance, salt, parts, dropped)
-        if balance >= 0.5:
+        rank = (_fewest(parts, listing) >= least, _balance(parts, entries, listing))
+        if best is None or rank > best[0]:
+            best = (rank, salt, parts, dropped)
+        if rank >= (True, 0.5):
             break
     assert best is not None
     _, salt, parts, dropped = best
@@ -192,6 +193,13 @@ def _balance(parts: Parts, entries: Sequence[Entry], listing: Listing) -> float:
             fair = SHARES[split] * (groups if listing.one_each and split is not Split.TRAIN else len(mine))
             ratios.append(have / max(fair, 1e-9))
     return min(ratios)
+
+
+def _fewest(parts: Parts, listing: Listing) -> int:
+    """The least pictures that a class has in a split."""
+    return min(
+        sum(entry.example.label == label for entry in part) for part in parts.values() for label in listing.labels
+    )
 
 
 def _refuse_leaks(parts: Parts, alike: _Alike, listing: Listing) -> None:

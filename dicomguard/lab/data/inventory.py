@@ -59,7 +59,7 @@ def take(entries: Sequence[Entry], cache: Path | None, advance: Callable[[float]
     stamps = "\n".join([_VERSION, *(f"{entry.example.path} {entry.stamp}" for entry in entries)])
     kept = None if cache is None else cache / f"inventory-{hashlib.sha256(stamps.encode()).hexdigest()[:16]}.npz"
     if kept is not None and kept.exists():
-        with np.load(kept, allow_pickle=False) as held:
+        with kept.open("rb") as file, np.load(file, allow_pickle=False) as held:
             facts = {name: held[name] for name in held.files}
     else:
         facts = _read(entries, advance)

@@ -154,5 +154,11 @@ def _instance(entry: Entry, maker: Maker | None, planes: int, side: int | None, 
 
 def shrunk(picture: Picture, side: int) -> Picture:
     """Shape (H, W) or (H, W, 3) to `side` x `side` pixels, each the mean of what it covers."""
-    size = (side, side)
-    return np.asarray(PIL.Image.fromarray(picture).resize(size, PIL.Image.Resampling.BOX))
+    # In float, because Pillow's two passes over bytes would round twice.
+    planes = np.atleast_3d(picture).astype(np.float32)
+    small = [
+        PIL.Image.fromarray(planes[..., place]).resize((side, side), PIL.Image.Resampling.BOX)
+        for place in range(planes.shape[-1])
+    ]
+    found: Picture = np.rint(np.stack([np.asarray(one) for one in small], -1)).astype(np.uint8)
+    return found if picture.ndim == 3 else found.squeeze(-1)
