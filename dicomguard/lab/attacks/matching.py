@@ -17,7 +17,7 @@ from dicomguard.attacks.margins import CHUNK, Logits
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.attacks.deep import Deep
 from dicomguard.lab.attacks.descend import Descent, descend
-from dicomguard.lab.attacks.noise_check import NoiseCheck, curves, pairwise
+from dicomguard.lab.attacks.noise_check import NoiseCheck, Prepare, curves, pairwise
 from dicomguard.lab.attacks.noise_eot import NoiseEOT, Wanted, noise_eot
 from dicomguard.scoring import head
 from dicomguard.scoring.consistency import NoiseSettings
@@ -78,9 +78,10 @@ def logit_matching(
     seeds: Sequence[int],
     settings: NoiseEOT | None = None,
     *,
+    prepare: Prepare | None = None,
     chunk: int = CHUNK,
 ) -> Attacked:
-    """Match each image's log-odds with its guide's, both (n, planes, H, W); with `draws`, under noise too.
+    """Match each image's log-odds with its guide's, which is prepared (n, planes, H, W); with `draws`, under noise too.
 
     The default draws nothing: that already deceives detectors whose statistic depends on the log-odds alone.
     """
@@ -88,7 +89,7 @@ def logit_matching(
     if not len(pixels):
         return Attacked.untried(pixels)
     wanted = logits_of(log_odds, guides, noise, seeds, draws=settings.draws, chunk=chunk)
-    return noise_eot(log_odds, wanted, noise, pixels, seeds, settings, chunk=chunk)
+    return noise_eot(log_odds, wanted, noise, pixels, seeds, settings, prepare=prepare, chunk=chunk)
 
 
 def feature_matching(
@@ -99,11 +100,13 @@ def feature_matching(
     settings: FeatureMatching | None = None,
     *,
     noise: NoiseSettings | None = None,
+    prepare: Prepare | None = None,
     chunk: int = CHUNK,
 ) -> Attacked:
     """Bring the features of each image to its guide's: the squared distance, as a share of what it is at the start.
 
-    With draws, image and guide get the same noise. Flips and margins count from the answers that the network gives now.
+    `guides` are prepared, `pixels` are what `prepare` makes prepared ones of, or prepared too. With draws, image and
+    guide get the same noise. Flips and margins count from the answers that the network gives now.
 
     Raises:
         DicomguardError: see `descend`.
@@ -112,20 +115,23 @@ def feature_matching(
     settings = settings or FeatureMatching()
     if not len(pixels):
         return Attacked.untried(pixels)
+    check = NoiseCheck(lambda current: deep(current)[0], noise or NoiseSettings(), seeds, prepare)
+    every = torch.arange(len(pixels), device=pixels.device)
     with torch.no_grad():
-        kept, start = _both(deep, pixels, chunk)
-        _, goal = _both(deep, guides, chunk)
+        parts = zip(torch.split(pixels, chunk), torch.split(every, chunk), strict=True)
+        kept, start = _both(deep, [check.prepare(part, places) for part, places in parts])
+        _, goal = _both(deep, torch.split(guides, chunk))
     far = (start - goal).square().sum(1).clamp(min=1e-12)
-    check = NoiseCheck(lambda current: deep(current)[0], noise or NoiseSettings(), seeds)
 
     def loss(current: Tensor, which: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        odds, seen = deep(current)
+        prepared = check.prepare(current, which)
+        odds, seen = deep(prepared)
         value = (seen - goal[which]).square().sum(1)
         if settings.draws:
             draws = check.ladder(settings.draws, step)
             with torch.no_grad():
                 aims = deep(check.copies(guides[which], which, draws, step))[1]
-            apart = (deep(check.copies(current, which, draws, step))[1] - aims).square().sum(1)
+            apart = (deep(check.copies(prepared, which, draws, step))[1] - aims).square().sum(1)
             value = (value + apart.view(len(which), settings.draws).mean(1)) / 2
         return value / far[which], head.margins(odds, kept[which])
 
@@ -133,7 +139,7 @@ def feature_matching(
     return descend(loss, pixels, seeds, settings.descent, exact=not settings.draws, chunk=together)
 
 
-def _both(deep: Deep, pixels: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """Answers (n, questions) and features (n, F)."""
-    found = [deep(part) for part in torch.split(pixels, chunk)]
+def _both(deep: Deep, prepared: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Answers (n, questions) and features (n, F), of pixels in chunks."""
+    found = [deep(part) for part in prepared]
     return torch.cat([head.answers(odds) for odds, _ in found]), torch.cat([seen for _, seen in found])

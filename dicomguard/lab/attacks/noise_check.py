@@ -6,7 +6,7 @@ cannot have is the site's key, so the noise here comes from seeds of the attacke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +16,12 @@ from dicomguard.attacks.margins import Logits
 from dicomguard.lab.attacks.found import seed_bytes
 from dicomguard.scoring import head
 from dicomguard.scoring.consistency import Draw, NoiseSettings, noisy_copies
+
+Prepare = Callable[[Tensor, Tensor], Tensor]
+"""Attacked pixels at places (n,) to prepared ones (n, planes, H, W), to which the check adds its noise.
+
+Differentiable. `stored_bits.as_node` is the way of a file; none where the attacked pixels are prepared already.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +79,12 @@ def curves(seen: Looked, answers: Tensor | None = None) -> Curves:
 class NoiseCheck:
     """The check of one batch with noise of the attacker's own: fresh at every step, the same for the same step."""
 
-    def __init__(self, log_odds: Logits, settings: NoiseSettings, seeds: Sequence[int]) -> None:
+    def __init__(
+        self, log_odds: Logits, settings: NoiseSettings, seeds: Sequence[int], prepare: Prepare | None = None
+    ) -> None:
         """`log_odds`: prepared pixels (n, planes, H, W) to (n, questions, classes); `seeds`: one for each image."""
         self.settings = settings
+        self._prepare = prepare
         self._log_odds = log_odds
         self._seeds = list(seeds)
 
@@ -87,19 +96,24 @@ class NoiseCheck:
     def look(self, pixels: Tensor, which: Tensor, draws: Sequence[Draw], step: int = 0) -> Looked:
         """Images of places `which` and their noisy copies in one forward pass; gradients reach `pixels`."""
         draws = tuple(draws)
+        prepared = self.prepare(pixels, which)
         if not draws:
-            clean = self._log_odds(pixels)
+            clean = self._log_odds(prepared)
             return Looked(clean, clean.new_empty((len(clean), 0, *clean.shape[1:])), ())
-        found = self._log_odds(torch.cat([pixels, self.copies(pixels, which, draws, step)]))
+        found = self._log_odds(torch.cat([prepared, self.copies(prepared, which, draws, step)]))
         noisy = found[len(pixels) :].reshape(len(pixels), len(draws), *found.shape[1:])
         return Looked(found[: len(pixels)], noisy, draws)
 
-    def copies(self, pixels: Tensor, which: Tensor, draws: Sequence[Draw], step: int = 0) -> Tensor:
+    def prepare(self, pixels: Tensor, which: Tensor) -> Tensor:
+        """What the noise is added to."""
+        return pixels if self._prepare is None else self._prepare(pixels, which)
+
+    def copies(self, prepared: Tensor, which: Tensor, draws: Sequence[Draw], step: int = 0) -> Tensor:
         """The noisy copies themselves, (n x draws, planes, H, W), those of one image together."""
         # A stream is level x repeats + repeat: with enough repeats no two draws share one.
         repeats = max(self.settings.repeats, 1 + max(repeat for _, repeat in draws))
         seeds = [seed_bytes(self._seeds[place], "noise", step) for place in which.tolist()]
-        return noisy_copies(pixels, seeds, replace(self.settings, repeats=repeats), draws)
+        return noisy_copies(prepared, seeds, replace(self.settings, repeats=repeats), draws)
 
 
 def _probability(log_odds: Tensor, answers: Tensor) -> Tensor:

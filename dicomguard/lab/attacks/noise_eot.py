@@ -20,7 +20,7 @@ from dicomguard.attacks.attacked import Attacked
 from dicomguard.attacks.margins import CHUNK, Logits, Margins
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.attacks.descend import Descent, descend
-from dicomguard.lab.attacks.noise_check import NoiseCheck, pairwise
+from dicomguard.lab.attacks.noise_check import NoiseCheck, Prepare, pairwise
 from dicomguard.scoring import head
 from dicomguard.scoring.consistency import NoiseSettings, Observation
 
@@ -135,11 +135,13 @@ def noise_eot(
     seeds: Sequence[int],
     settings: NoiseEOT | None = None,
     *,
+    prepare: Prepare | None = None,
     hide: Margins | None = None,
     chunk: int = CHUNK,
 ) -> Attacked:
-    """Match `wanted` on `pixels` (n, planes, H, W), prepared as the check sees them. `seeds`: one for each image.
+    """Match `wanted` by changing `pixels` (n, C, H, W): prepared ones, or what `prepare` makes prepared ones of.
 
+    `seeds`: one for each image.
     `hide`: anything else that has to be small, (pixels, which) -> (n,), added to the loss as it is, such as a feature
     distance over its usual size. Flips and margins count from the answers that `log_odds` gives to `pixels` now.
 
@@ -150,9 +152,11 @@ def noise_eot(
     settings = settings or NoiseEOT()
     if not len(pixels):
         return Attacked.untried(pixels)
-    check = NoiseCheck(log_odds, noise, seeds)
+    check = NoiseCheck(log_odds, noise, seeds, prepare)
     with torch.no_grad():
-        kept = torch.cat([head.answers(log_odds(part)) for part in torch.split(pixels, chunk)])
+        every = torch.arange(len(pixels), device=pixels.device)
+        parts = zip(torch.split(pixels, chunk), torch.split(every, chunk), strict=True)
+        kept = torch.cat([head.answers(check.look(part, places, ()).clean) for part, places in parts])
 
     def loss(current: Tensor, which: Tensor, step: int) -> tuple[Tensor, Tensor]:
         seen = check.look(current, which, check.ladder(settings.draws, step), step)

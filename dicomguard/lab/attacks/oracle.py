@@ -4,8 +4,9 @@ The same network, pictures, batches and settings; rounds alternate, so that what
 and the ratio of their medians counts. The Toolbox is never shown one logit: with one column its labels are all ones,
 and FGSM flips one class only without a word. `TwoLogits` puts a zero before it. Needs the extra `eval`.
 
-Two of its attacks are weaker for a reason. Square there proposes, half of the time, the square that is there already.
-CW-L2 is given the settings with which it works at all on networks like these (its own defaults flip next to nothing).
+Two of its attacks are weaker for a reason. Square there often proposes the square that is there already, and the same
+place and signs for all pictures of a batch. CW-L2 is given the settings with which it works at all on such networks;
+its own defaults flip next to nothing.
 """
 
 from __future__ import annotations
@@ -220,7 +221,7 @@ class Side:
     """What one library's attack did: share flipped, median L2 of these, largest L-inf, seconds of each round."""
 
     flip_rate: float
-    median_l2: float
+    median_l2: float | None
     largest_linf: float
     seconds: tuple[float, ...]
 
@@ -245,7 +246,7 @@ def _side(duel: Duel, attacked: Tensor, seconds: Sequence[float]) -> Side:
     change = attacked - duel.pixels
     return Side(
         flip_rate=round(float(flipped.float().mean()), 4),
-        median_l2=round(float(lengths(change)[flipped].median()), 5) if flipped.any() else float("nan"),
+        median_l2=round(float(lengths(change)[flipped].median()), 5) if flipped.any() else None,
         largest_linf=round(float(change.abs().max()), 5),
         seconds=tuple(seconds),
     )
@@ -283,7 +284,9 @@ def _run(given: argparse.Namespace, console: Console) -> None:
                 ratio = round(times[1] / times[0], 2)
                 rows[name] = {"own": asdict(own), "toolbox": asdict(theirs), "times_as_fast": ratio}
                 shown = (own.flip_rate, theirs.flip_rate, own.median_l2, theirs.median_l2, *times)
-                table.add_row(field.name, name, *(f"{value:.3f}" for value in shown), f"{ratio:.1f}")
+                table.add_row(
+                    field.name, name, *("-" if value is None else f"{value:.3f}" for value in shown), f"{ratio:.1f}"
+                )
             found[field.name] = {**asdict(field), "attacks": rows}
     console.print(table)
     result = {

@@ -15,11 +15,13 @@ from torch import Tensor
 from dicomguard.attacks.margins import Margins
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.attacks.found import wide
+from dicomguard.lab.attacks.noise_check import Prepare
 from dicomguard.pixels.image import Image, StoredMapping
+from dicomguard.scoring.preprocess import Preprocess
 
 
-def on_stored(margins: Margins, images: Sequence[Image]) -> Margins:
-    """The same margins of presentation pixels (n, 1, H, W), each rounded to what its image's file can hold.
+def rounding(images: Sequence[Image]) -> Prepare:
+    """Presentation pixels (n, 1, H, W) at places (n,) of `images`, rounded to what their files can hold.
 
     Raises:
         DicomguardError: an image's way from stored values to presentation is not affine; see `attacks.forge`.
@@ -38,9 +40,36 @@ def on_stored(margins: Margins, images: Sequence[Image]) -> Margins:
         with torch.no_grad():
             stored = (current.double() / own[0] + own[1]).round().maximum(own[2]).minimum(own[3])
             moved = ((stored - own[1]) * own[0]).clamp(0, 1).to(current.dtype) - current
-        return margins(current + moved, which)
+        return current + moved
 
     return rounded
+
+
+def on_stored(margins: Margins, images: Sequence[Image]) -> Margins:
+    """The same margins of presentation pixels, each rounded as its image's file will be.
+
+    Raises:
+        DicomguardError: see `rounding`.
+
+    """
+    rounded = rounding(images)
+    return lambda current, which: margins(rounded(current, which), which)
+
+
+def as_node(preprocess: Preprocess, images: Sequence[Image] | None = None) -> Prepare:
+    """What the node makes of presentation pixels before it adds noise; with `images`, of the files they become.
+
+    Raises:
+        DicomguardError: see `rounding`.
+
+    """
+    rounded = None if images is None else rounding(images)
+
+    def prepare(current: Tensor, which: Tensor) -> Tensor:
+        shown = current if rounded is None else rounded(current, which)
+        return torch.stack([preprocess(one) for one in shown])
+
+    return prepare
 
 
 def _mapping(image: Image) -> StoredMapping:

@@ -9,10 +9,14 @@ import torch
 from dicomguard.attacks.margins import from_logits, values
 from dicomguard.attacks.rounded import rounded
 from dicomguard.errors import DicomguardError
+from dicomguard.lab.attacks.deep import DeepNetwork
 from dicomguard.lab.attacks.deepfool import DeepFool, deepfool
-from dicomguard.lab.attacks.stored_bits import on_stored
+from dicomguard.lab.attacks.descend import Descent
+from dicomguard.lab.attacks.noise_eot import NoiseEOT, Typical, noise_eot, others
+from dicomguard.lab.attacks.stored_bits import as_node, on_stored
 from dicomguard.pixels.image import Image, StoredMapping
 from tests.lab.attacks.toys import blobs, logit
+from tests.scoring.small import gray_image, small_seeds
 
 
 def images(pixels, scale: float, offset: float, low: int, high: int) -> list[Image]:
@@ -68,6 +72,29 @@ def test_an_attack_that_knows_outlives_rounding_where_deepfool_does_not() -> Non
     assert knowing.flipped.all()
     assert (values(stored, knowing.pixels, every) < 0).all()
     assert left.float().mean() < 1
+
+
+def test_the_noise_check_of_files_is_attacked_through_the_nodes_own_preparation(enrolled) -> None:
+    bundle, scorer = enrolled
+    deep = DeepNetwork(bundle)
+    pictures = [gray_image(n) for n in range(40)]
+    evidence, _ = scorer.look(scorer.prepare(pictures), small_seeds(40), scorer.noise.ladder())
+    usual = Typical.of([one.seen for one in evidence], len(scorer.noise.levels))
+    sources = pictures[:3]
+    pixels = torch.from_numpy(np.stack([image.pixels for image in sources]))
+    prepare = as_node(scorer.preprocess, sources)
+    every = torch.arange(3)
+    assert torch.allclose(prepare(pixels, every), scorer.prepare(sources).pixels, atol=1e-6)
+    answers = torch.from_numpy(scorer.answer(scorer.prepare(sources).pixels).log_odds)
+    wanted = usual.wanted(others(answers))
+    settings = NoiseEOT(Descent(0.1, steps=15), 3)
+    found = noise_eot(deep.log_odds, wanted, scorer.noise, pixels, range(3), settings, prepare=prepare)
+    files = [rounded(image, one.numpy()) for image, one in zip(sources, found.pixels, strict=True)]
+    after = torch.from_numpy(scorer.answer(scorer.prepare(files).pixels).log_odds)
+    assert found.flipped.any()
+    changed = (after.argmax(-1) != answers.argmax(-1)).any(1)
+    assert torch.equal(changed, found.flipped), "what the attack saw is what the node answers to the file"
+    assert ((found.pixels - pixels).abs() <= 0.1 + 1e-6).all()
 
 
 def test_gradients_pass_the_rounding() -> None:
