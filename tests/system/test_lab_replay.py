@@ -15,12 +15,12 @@ from tests.system.conftest import until
 BUNDLE = Path(__file__).parents[2] / "config" / "bundles" / "phantom"
 STORESCU = Path("/usr/bin/storescu")
 STUDIES = 10
-ATTACK = "early-stopped FGSM"  # one gradient an image; about half of the phantoms flip
+ATTACK = "BIM 0.008"  # ten gradients an image; most of the phantoms flip
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.peer,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not STORESCU.exists(), reason="DCMTK is not installed: apt-get install dcmtk"),
 ]
 
@@ -46,7 +46,7 @@ def test_a_forged_set_is_accounted_for_and_comes_out_the_same_offline(make_node,
     (forged,) = dicomguard("lab", "forge", BUNDLE, *words)
     count = 2 * (STUDIES + 1)
     assert (forged["sent"], forged["clean"]) == (count, STUDIES + 1)
-    assert forged["flipped"] >= 3
+    assert forged["flipped"] > STUDIES / 2
 
     bundles = [{"path": str(BUNDLE), "match": {"Modality": ["CR", "DX"]}}]
     node = make_node(bundles=bundles, study={"quiet_s": 1.0})
