@@ -29,22 +29,26 @@ class Hardening:
     share: float = 0.5
 
 
-def spoiling(settings: Hardening, seed: int) -> Spoil:
-    """The last `share` of each batch, attacked away from the truth, from random starts."""
-    generator = torch.Generator().manual_seed(seed)
+def spoiling(settings: Hardening) -> Spoil:
+    """The last `share` of each batch, attacked away from the truth.
+
+    Starts are drawn from torch's own generator, which `staged.train` seeds, keeps and restores.
+    """
 
     def spoil(model: nn.Module, planes: Tensor, truth: Tensor) -> Tensor:
         count = round(settings.share * len(planes))
         if not count:
             return planes
         clean = planes[len(planes) - count :]
-        attacked = attack(model, clean, truth[len(planes) - count :], settings, generator)
+        attacked = attack(model, clean, truth[len(planes) - count :], settings)
         return torch.cat([planes[: len(planes) - count], attacked])
 
     return spoil
 
 
-def attack(model: nn.Module, planes: Tensor, truth: Tensor, settings: Hardening, generator: torch.Generator) -> Tensor:
+def attack(
+    model: nn.Module, planes: Tensor, truth: Tensor, settings: Hardening, generator: torch.Generator | None = None
+) -> Tensor:
     """PGD on the margin of the truth, all steps taken, the last kept; the model's mode is restored afterwards.
 
     Not one of the ladders of `attacks`: those keep what flips and stop there, training wants the confident end.

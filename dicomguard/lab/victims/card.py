@@ -47,7 +47,7 @@ def text(report: dict[str, Any], collection: Collection) -> str:
     lines.append(f"| AUC | {_area(both[0]['auc'])} | {_area(both[1]['auc'])} |")
     lines += ["", f"Pictures by split: {_counts(report['counts'])}.", "", "## Limits", ""]
     lines += [f"- {limit}" for limit in collection.limits] or ["- Measured on pictures of the same source only."]
-    lines += ["", "## How it was made", "", f"`{report['command'] or 'dicomguard.lab.victims.train'}`, seed "]
+    lines += ["", "## How it was made", "", f"`{report['command'] or 'dicomguard.lab.victims'}`, seed "]
     lines[-1] += f"{report['seed']}, {report['seconds']:g} s on {report['device']} with {report['threads']} thread(s); "
     lines[-1] += ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + "."
     return "\n".join([*lines, ""])

@@ -228,6 +228,6 @@ def victim(name: str) -> Victim:
     return VICTIMS[name]
 
 
-def grid(name: str) -> list[Victim]:
+def victims_of(grid: str) -> list[Victim]:
     """The victims of the `paper` or the `cpu` grid."""
-    return [one for one in _VICTIMS if name in one.grids]
+    return [one for one in _VICTIMS if grid in one.grids]

@@ -229,7 +229,7 @@ class _Run:
             seed=seed,
             device=self.device,
             advance=self.tick,
-            spoil=None if hardening is None else adversarial.spoiling(hardening, seed + 3),
+            spoil=None if hardening is None else adversarial.spoiling(hardening),
             resume=None if saved is None else staged.from_saved(saved),
             keep=lambda progress: self._save(staged.as_saved(progress)),
         )
