@@ -65,7 +65,7 @@ def judge_all(
     """One row for each detector: `files` and `floats`, what it makes of attacks after rounding and before.
 
     `shifts`: clean files with a natural change; a row counts the false alarms on each at the first alpha's threshold,
-    the paper's check at its theta.
+    the paper's check at its theta. `unseen`: keys of the files that an attack changed without being seen there.
 
     A third of the calibration's groups fit a detector, the others set its threshold. A detector that cannot be fitted
     on this victim has a row that says why.
@@ -116,6 +116,7 @@ def _row(
         if bar is None
         else {name: share(judge.flags(detector.scores(one.sight), bar)) for name, one in shifts.items()}
     )
+    found["unseen"] = {} if bar is None else {name: _unseen(detector, one, bar) for name, one in attacks.items()}
     if isinstance(detector, NoiseCheck):
         found["level"] = detector.level
         found["thetas"] = detector.thetas.tolist()
@@ -130,6 +131,13 @@ def _attacked(detector: Detector, one: Attacked, kind: str) -> judge.Attacked:
     if files is not None:
         scores[hits] = detector.scores(files.sight)
     return judge.Attacked(tuple(a.key for a in one.attempts), scores, hits)
+
+
+def _unseen(detector: Detector, one: Attacked, bar: float) -> list[str]:
+    if one.files is None:
+        return []
+    seen = judge.flags(detector.scores(one.files.sight), bar)
+    return [key for key, is_seen in zip(one.files.keys, seen, strict=True) if not is_seen]
 
 
 def described(one: Attacked) -> dict[str, Any]:

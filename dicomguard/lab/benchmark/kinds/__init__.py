@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from dicomguard.lab.benchmark.kinds import files, joel, looks, victims
+from dicomguard.lab.benchmark.kinds import adaptive, files, joel, looks, victims
 from dicomguard.lab.benchmark.runner import Make
 
 KINDS: Mapping[str, Make] = MappingProxyType(
@@ -17,6 +17,7 @@ KINDS: Mapping[str, Make] = MappingProxyType(
         "judge": files.judged,
         "noise": looks.random_noise,
         "pictures": looks.pictures,
+        "adaptive": adaptive.adaptive,
         "pairs": joel.pairs,
         "taught": joel.taught,
     }

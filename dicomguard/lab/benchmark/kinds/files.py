@@ -124,6 +124,7 @@ def judged(settings: dict[str, Any], place: Place) -> Result:
         "shifted_accuracy": {name: share(one.right) for name, one in shifts.items()},
         "victim": place.needs["victim"],
         "attacks": {name: described(one) for name, one in attacks.items()},
+        "succeeded": {name: [a.key for a in one.attempts if a.succeeded] for name, one in attacks.items()},
         "rows": rows,
         "versions": versions(),
     }

@@ -92,7 +92,7 @@ def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
                 "accuracy": judged["accuracy"],
                 "victim": judged.get("victim"),
                 "attacks": judged["attacks"],
-                "rows": judged["rows"],
+                "rows": [{name: part for name, part in row.items() if name != "unseen"} for row in judged["rows"]],
                 "random_noise": noise.get("success"),
                 "pictures": pictures.get("files"),
                 "seconds": judged["seconds"],

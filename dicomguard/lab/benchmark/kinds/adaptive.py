@@ -1,0 +1,170 @@
+"""Cells of attacks that know the detector, at one budget each, judged on the files that they leave behind.
+
+The attacker has the victim, the clean files of the calibration, the detectors and their thresholds; not the site's key,
+so that the noise that it prepares for is never the noise that is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dicomguard.attacks.attacked import Attacked
+from dicomguard.attacks.margins import CHUNK, Margins
+from dicomguard.attacks.suite import Attack
+from dicomguard.lab.attacks.deep import DeepNetwork, mahalanobis
+from dicomguard.lab.attacks.descend import Descent
+from dicomguard.lab.attacks.matching import FeatureMatching, choose_guides, feature_matching, logit_matching
+from dicomguard.lab.attacks.noise_eot import NoiseEOT, Typical, noise_eot, others
+from dicomguard.lab.attacks.suite import pgd_at
+from dicomguard.lab.benchmark.attacking import attack_files
+from dicomguard.lab.benchmark.cell import Result
+from dicomguard.lab.benchmark.files import Files, load_files
+from dicomguard.lab.benchmark.judging import described
+from dicomguard.lab.benchmark.kinds.files import BUNDLE, collection_of, scorer_of
+from dicomguard.lab.benchmark.runner import Place, added
+from dicomguard.lab.datasets import Split
+from dicomguard.scoring import features, head
+from dicomguard.scoring.bundle import Bundle
+from dicomguard.scoring.scorer import Scorer
+
+
+class Attacker:
+    """What an attacker knows of one victim."""
+
+    def __init__(self, scorer: Scorer, deep: DeepNetwork, clean: Files) -> None:
+        self.scorer = scorer
+        self.deep = deep
+        self.clean = clean
+        self.typical = Typical.of([one.seen for one in clean.sight.evidence], len(scorer.noise.levels))
+        self._pool = clean.sight.only(clean.right)
+
+    def prepare(self, current: Tensor, which: Tensor) -> Tensor:
+        """Presentation pixels as the victim takes them."""
+        del which
+        return torch.stack([self.scorer.preprocess(one) for one in current])
+
+    def prepared(self, pixels: Tensor) -> Tensor:
+        """The same without gradients, for a whole batch."""
+        with torch.no_grad():
+            return self.prepare(pixels, torch.arange(len(pixels)))
+
+    def guides(self, pixels: Tensor) -> Tensor:
+        """For each image the clean one of another class whose features are nearest."""
+        with torch.no_grad():
+            odds, seen = self.deep(self.prepared(pixels))
+        pool, answers = torch.from_numpy(self._pool.features), torch.from_numpy(self._pool.answers)
+        return self._pool.pixels[choose_guides(seen.double(), head.answers(odds), pool, answers)]
+
+    def distance(self) -> Margins:
+        """The Mahalanobis distance to the class that the image is answered with now, over its usual size."""
+        sight = self.clean.sight
+        model = features.fit(sight.features, sight.answers, sight.log_odds.shape[-1])
+        assert model is not None
+        usual = np.median(
+            [model.distances(f, tuple(a)).max() for f, a in zip(sight.features, sight.answers, strict=True)]
+        )
+
+        def far(current: Tensor, which: Tensor) -> Tensor:
+            odds, seen = self.deep(self.prepare(current, which))
+            found: Tensor = mahalanobis(model, seen, head.answers(odds)).amax(1) / float(usual)
+            return found
+
+        return far
+
+
+def _eot(attacker: Attacker, eps: float, draws: int, *, hides: bool = False) -> Attack:
+    distance = attacker.distance() if hides else None
+
+    def attack(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
+        del margins
+        with torch.no_grad():
+            wanted = attacker.typical.wanted(others(attacker.scorer.log_odds(attacker.prepared(pixels))))
+        return noise_eot(
+            attacker.scorer.log_odds,
+            wanted,
+            attacker.scorer.noise,
+            pixels,
+            seeds,
+            NoiseEOT(Descent(eps=eps), draws=draws),
+            hide=distance,
+            prepare=attacker.prepare,
+            chunk=chunk,
+        )
+
+    return attack
+
+
+def _logits(attacker: Attacker, eps: float, draws: int) -> Attack:
+    def attack(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
+        del margins
+        return logit_matching(
+            attacker.scorer.log_odds,
+            attacker.guides(pixels),
+            attacker.scorer.noise,
+            pixels,
+            seeds,
+            NoiseEOT(Descent(eps=eps), draws=draws),
+            prepare=attacker.prepare,
+            chunk=chunk,
+        )
+
+    return attack
+
+
+def _features(attacker: Attacker, eps: float, draws: int) -> Attack:
+    def attack(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
+        del margins
+        return feature_matching(
+            attacker.deep,
+            attacker.guides(pixels),
+            pixels,
+            seeds,
+            FeatureMatching(Descent(eps=eps), draws=draws),
+            noise=attacker.scorer.noise,
+            prepare=attacker.prepare,
+            chunk=chunk,
+        )
+
+    return attack
+
+
+KNOWING: Final[Mapping[str, Callable[[Attacker, float], Attack]]] = MappingProxyType(
+    {
+        "PGD": lambda _, eps: pgd_at(eps),
+        "EOT-PGD, 1 draw": lambda attacker, eps: _eot(attacker, eps, 1),
+        "EOT-PGD, 8 draws": lambda attacker, eps: _eot(attacker, eps, 8),
+        "EOT-PGD, 32 draws": lambda attacker, eps: _eot(attacker, eps, 32),
+        "EOT-PGD, 8 draws, and features": lambda attacker, eps: _eot(attacker, eps, 8, hides=True),
+        "logit matching": lambda attacker, eps: _logits(attacker, eps, 0),
+        "logit matching, 8 draws": lambda attacker, eps: _logits(attacker, eps, 8),
+        "feature matching, 8 draws": lambda attacker, eps: _features(attacker, eps, 8),
+    }
+)
+"""By name and budget; PGD knows of no detector, and is what the others are compared with."""
+
+
+def adaptive(settings: dict[str, Any], place: Place) -> Result:
+    """Attack the first `cases` test files with `attack` at `eps`, all of them."""
+    scorer, collection = scorer_of(place), collection_of(place)
+    clean = load_files(place.folders["clean"], "calibration")
+    attacker = Attacker(scorer, DeepNetwork(Bundle(place.folders["victim"] / BUNDLE)), clean)
+    cases = collection.cases(Split.TEST)[: settings["cases"]]
+    name = f"{settings['attack']} {settings['eps']:g}"
+    advance = added(place.tell)
+    found = attack_files(
+        scorer,
+        KNOWING[settings["attack"]](attacker, settings["eps"]),
+        cases,
+        collection.bits,
+        place.folder,
+        name=name,
+        wanted=len(cases) + 1,
+        tick=lambda count: advance(count / len(cases)),
+    )
+    return {"fingerprint": scorer.fingerprint, **described(found)}
