@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from dicomguard.cli.lab import benchmark, datasets, forge, join, offline, train
+from dicomguard.cli.lab import benchmark, datasets, forge, join, offline, report, train
 
 
 def register(app: typer.Typer) -> None:
@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
     forge.register(lab)
     join.register(lab)
     offline.register(lab)
+    report.register(lab)
     datasets.register(lab)
     train.register(lab)
     app.add_typer(lab, name="lab")

@@ -1,0 +1,113 @@
+"""The report on attackers who know the detector, and on natural change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dicomguard.lab.report.curves import Curve, bars, shares
+from dicomguard.lab.report.words import counted, rate, table
+
+Result = Mapping[str, Any]
+_BROKEN = 0.9
+_WITHIN = 0.016
+_SHOWN = (
+    "noise check of the paper",
+    "ours",
+    "ours, without the guard",
+    "Mahalanobis",
+    "low margin",
+    "guard's vote share",
+)
+
+
+def adaptive(found: Result, figures: Path) -> Iterator[str]:
+    """Markdown of the adaptive suite."""
+    for one in found["grid"]:
+        title = f"{one['family']} on {one['data_set']}"
+        yield f"### {title}\n"
+        detectors = {name: row for name, row in one["detectors"].items() if name in _SHOWN}
+        yield "Share of all attacked files that are changed and not seen, percent, at the detector's own threshold.\n"
+        budgets = list(dict.fromkeys(name.rpartition(", eps ")[2] for name in one["attacks"]))
+        for name, row in detectors.items():
+            yield f"**{name}** (false alarms {rate(row['clean'])})\n"
+            yield table(["attack", *(f"eps {eps}" for eps in budgets)], _rates(row["undetected_success"], budgets))
+            yield _verdict(name, row["undetected_success"])
+        yield _costs(one["detectors"])
+        panels = {
+            name: [
+                Curve(attack, [(float(eps), share) for eps, share in points], dashed=attack == "PGD")
+                for attack, points in _by_attack(row["undetected_success"]).items()
+            ]
+            for name, row in detectors.items()
+            if name in ("noise check of the paper", "ours", "ours, without the guard")
+        }
+        if panels:
+            file = f"adaptive-{one['family']}-{one['data_set']}.png"
+            path = shares(panels, figures / file, x="eps", y="undetected success", log=True, bar=_BROKEN)
+            yield f"![Undetected success against eps: {title}](figures/{path.name})\n"
+
+
+def _by_attack(found: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
+    by_attack: dict[str, list[tuple[str, Any]]] = {}
+    for name, share in found.items():
+        attack, _, eps = name.rpartition(", eps ")
+        by_attack.setdefault(attack, []).append((eps, share))
+    return {attack: sorted(points, key=lambda point: float(point[0])) for attack, points in by_attack.items()}
+
+
+def _rates(found: Mapping[str, Any], budgets: Sequence[str]) -> Iterator[list[str]]:
+    for attack, points in _by_attack(found).items():
+        at = dict(points)
+        yield [attack, *(counted(at.get(eps)) for eps in budgets)]
+
+
+def _verdict(name: str, found: Mapping[str, Any]) -> str:
+    broken = [
+        (float(label.rpartition(" ")[2]), label) for label, share in found.items() if (share["rate"] or 0) >= _BROKEN
+    ]
+    if not broken:
+        return f"No attack reaches an undetected success of {_BROKEN:.0%} against {name}.\n"
+    eps, label = min(broken)
+    where = "within" if eps <= _WITHIN else "beyond"
+    return f"Broken ({_BROKEN:.0%} undetected) from eps {eps:g} on, {where} {_WITHIN:g}: {label}.\n"
+
+
+def _costs(detectors: Mapping[str, Any]) -> str:
+    rows = []
+    for name, row in detectors.items():
+        cost = row["cost"]
+        if not cost["files"]:
+            rows.append([name, 0, "-", "-", "-"])
+            continue
+        beyond = cost["undetected"] is None
+        factor = "more than the largest budget" if beyond else f"{cost['factor']:.1f}"
+        rows.append([name, cost["files"], f"{cost['success']:g}", "-" if beyond else f"{cost['undetected']:g}", factor])
+    return (
+        "What being unseen costs: the median smallest budget of an undetected success over that of a success.\n\n"
+        + table(["detector", "files", "success at eps", "undetected at eps", "cost factor"], rows)
+    )
+
+
+def natural(found: Result, figures: Path) -> Iterator[str]:
+    """Markdown of the natural suite."""
+    for one in found["grid"]:
+        title = f"{one['family']} on {one['data_set']}"
+        yield f"### {title}\n"
+        shown = {name: row for name, row in one["false_alarms"].items() if name in _SHOWN}
+        shifts = list(dict.fromkeys(shift for row in shown.values() for shift in row))
+        rows = [
+            [
+                shift,
+                counted(one["accuracy"] if shift == "unchanged" else one["shifted_accuracy"].get(shift)),
+                *(counted(row.get(shift)) for row in shown.values()),
+            ]
+            for shift in shifts
+        ]
+        yield "False alarms on clean files, percent.\n"
+        yield table(["change", "victim's accuracy", *shown], rows)
+        panels = {shift: {name: row[shift] for name, row in shown.items() if shift in row} for shift in shifts}
+        file = f"natural-{one['family']}-{one['data_set']}.png"
+        path = bars(panels, figures / file, x="clean files flagged", title=title, bar=0.05)
+        yield f"![False alarms under natural change: {title}](figures/{path.name})\n"

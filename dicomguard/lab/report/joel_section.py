@@ -1,0 +1,181 @@
+"""The report on Joel et al. 2023: detectors against attacks, what its leaks were worth, and ways to defend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dicomguard.lab.report import papers
+from dicomguard.lab.report.curves import Curve, shares
+from dicomguard.lab.report.words import counted, percent, rate, table
+
+Result = Mapping[str, Any]
+_SHOWN = ("0.004", "0.008")
+_NOISE = "random noise"
+
+
+def section(found: Result, figures: Path) -> Iterator[str]:
+    """Markdown of one run of the suite; figures are drawn into a folder."""
+    grid = found["grid"]
+    main = [one for one in grid if one["taught_on"]["eps"] == found["taught_on"].get(one["data_set"], 0.008)]
+    closed = [one for one in main if one["protocol"] == "closed" and one["victim"] == "plain"]
+    yield "### Victims\n"
+    yield _victims(grid)
+    yield "### Detectors (Table 1)\n"
+    yield (
+        "Accuracy on clean and attacked pictures together, percent; leaks closed: the epoch is chosen on validation"
+        " files, patients stand on one side, attacked pictures are rounded as files are.\n"
+    )
+    yield _detectors(closed)
+    yield (
+        "The paper, over its tasks and attacks at eps .004 and .008: "
+        + "; ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in papers.JOEL_TABLE_1.items())
+        + ".\n"
+    )
+    yield from _leaks(main)
+    yield "### Is it the attack that they detect?\n"
+    yield (
+        "Share flagged of clean pictures, and of the same with uniform noise of an attack's strength, which is none."
+        " A detector that flags the noise detects change, not attack.\n"
+    )
+    yield _control(closed)
+    yield "### Ways to defend (Table 2)\n"
+    yield from _defences(found, main)
+    yield from _matrix(grid)
+    yield from _figures(closed, figures)
+
+
+def _victims(grid: Sequence[Result]) -> str:
+    seen: dict[tuple[str, str], Result] = {}
+    for one in grid:
+        seen.setdefault((one["victim"], one["data_set"]), one)
+    rows = []
+    for (kind, data_set), one in seen.items():
+        attacked = [
+            f"{name} {counted(share)}"
+            for name, share in one["attacked_accuracy"].items()
+            if name.endswith(_SHOWN) and not name.startswith(_NOISE)
+        ]
+        training = one["training"]
+        rows.append([kind, data_set, rate(one["clean_accuracy"]), "; ".join(attacked), training["reduction"] or "none"])
+    return table(["victim", "data set", "accuracy, clean", "accuracy, attacked", "reduced against the paper"], rows)
+
+
+def _columns(grid: Sequence[Result]) -> list[str]:
+    names = dict.fromkeys(name for one in grid for row in one["rows"] for name in row["tests"])
+    return [name for name in names if name.endswith(_SHOWN) and not name.startswith(_NOISE)]
+
+
+def _detectors(grid: Sequence[Result]) -> str:
+    columns = _columns(grid)
+    rows = []
+    for one in grid:
+        for row in one["rows"]:
+            cells = [counted(row["tests"].get(name, {}).get("accuracy")) for name in columns]
+            rows.append([one["data_set"], f"BIM {one['taught_on']['eps']:g}", row["detector"], *cells])
+    return table(["data set", "taught on", "detector", *columns], rows)
+
+
+def _leaks(grid: Sequence[Result]) -> Iterator[str]:
+    plain = [one for one in grid if one["victim"] == "plain"]
+    by_protocol = {(one["data_set"], one["protocol"]): one for one in plain}
+    rows = []
+    for (data_set, protocol), one in by_protocol.items():
+        if protocol != "paper" or (data_set, "closed") not in by_protocol:
+            continue
+        for row, other in zip(one["rows"], by_protocol[data_set, "closed"]["rows"], strict=True):
+            rows.append([data_set, row["detector"], rate(row["accuracy"]), rate(other["accuracy"])])
+    if rows:
+        yield "### What the leaks were worth\n"
+        yield (
+            "*As published*: the epoch is chosen on the test pictures, pictures of one patient stand on both sides, and"
+            " attacked pictures are floats while clean ones are k/255. Accuracy on the attack that taught, percent.\n"
+        )
+        yield table(["data set", "detector", "as published", "leaks closed"], rows)
+
+
+def _control(grid: Sequence[Result]) -> str:
+    names = [name for name in dict.fromkeys(n for o in grid for r in o["rows"] for n in r["tests"]) if _NOISE in name]
+    rows = []
+    for one in grid:
+        for row in one["rows"]:
+            cells = [counted(row["tests"][name]["flagged"]) for name in names if name in row["tests"]]
+            rows.append([one["data_set"], row["detector"], counted(row["clean_flagged"]), *cells])
+    return table(["data set", "detector", "clean", *names], rows)
+
+
+def _defences(found: Result, grid: Sequence[Result]) -> Iterator[str]:
+    attack, eps = found["table_2"]
+    name = f"{attack} {eps:g}"
+    rows = []
+    for data_set in dict.fromkeys(one["data_set"] for one in grid):
+        runs = {one["victim"]: one for one in grid if one["data_set"] == data_set and one["protocol"] == "closed"}
+        if not {"plain", "hardened"} <= runs.keys():
+            continue
+        plain, hardened = runs["plain"], runs["hardened"]
+        printed = papers.JOEL_TABLE_2.get(data_set, {})
+        for place, row in enumerate(plain["rows"]):
+            other = hardened["rows"][place]
+            first, second = row["tests"].get(name), other["tests"].get(name)
+            if first is None or second is None:
+                continue
+            rows.append(
+                [
+                    data_set,
+                    row["detector"],
+                    f"{percent(first['victim']['rate'])} ({printed.get('baseline', '-')})",
+                    f"{percent(first['combined']['A1'])} ({printed.get('detection', '-')})",
+                    f"{percent(second['victim']['rate'])} ({printed.get('adversarial training', '-')})",
+                    f"{percent(second['combined']['A1'])} ({printed.get('both', '-')})",
+                    *(percent(one["combined"][kind]) for one in (first, second) for kind in ("A2", "A3")),
+                ]
+            )
+    yield (
+        f"Under {name}; in brackets what the paper prints for its task. *A1* is its own count, in which attacked"
+        " pictures that are rejected vanish; *A2* counts them as right; *A3* is the share of attacked pictures that"
+        " pass with a wrong answer (lower is better). Percent.\n"
+    )
+    columns = ["nothing", "detection, A1", "adversarial training", "both, A1"]
+    apart = ["detection, A2", "detection, A3", "both, A2", "both, A3"]
+    yield table(["data set", "detector", *columns, *apart], rows)
+
+
+def _matrix(grid: Sequence[Result]) -> Iterator[str]:
+    plain = [one for one in grid if one["victim"] == "plain" and one["protocol"] == "closed"]
+    for data_set in dict.fromkeys(one["data_set"] for one in plain):
+        members = sorted((o for o in plain if o["data_set"] == data_set), key=lambda one: one["taught_on"]["eps"])
+        if len(members) < 2:
+            continue
+        tested = [name for name in members[0]["rows"][0]["tests"] if name.startswith("BIM")]
+        rows = [
+            [
+                f"{one['taught_on']['eps']:g}",
+                row["detector"],
+                *(counted(row["tests"][name]["accuracy"]) for name in tested),
+            ]
+            for one in members
+            for row in one["rows"]
+        ]
+        yield f"### Taught on one budget, tested on another: {data_set}\n"
+        yield table(["BIM that taught, eps", "detector", *tested], rows)
+
+
+def _figures(grid: Sequence[Result], figures: Path) -> Iterator[str]:
+    """Figures 1 and 2: accuracy of the victim and of the detectors against eps."""
+    for one in grid:
+        panels: dict[str, list[Curve]] = {}
+        for attack in ("FGSM", "BIM", "PGD"):
+            names = [name for name in one["rows"][0]["tests"] if name.startswith(f"{attack} ")]
+            if len(names) < 2:
+                continue
+            at = sorted((float(name.split()[1]), name) for name in names)
+            victim = Curve("victim", [(eps, one["attacked_accuracy"][name]) for eps, name in at], dashed=True)
+            detectors = [
+                Curve(row["detector"], [(eps, row["tests"][name]["accuracy"]) for eps, name in at])
+                for row in one["rows"]
+            ]
+            panels[attack] = [*detectors, victim]
+        if panels:
+            path = shares(panels, figures / f"joel-{one['data_set']}.png", x="eps", y="accuracy", log=True, bar=0.5)
+            yield f"![Accuracy of detectors and victim against eps on {one['data_set']}](figures/{path.name})\n"

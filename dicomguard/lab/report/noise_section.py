@@ -1,0 +1,209 @@
+"""The report on the noise-consistency paper: its two tables, ours beside them, and what rounding takes away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dicomguard.lab.report import papers
+from dicomguard.lab.report.words import both, counted, mean, percent, rate, table
+
+Result = Mapping[str, Any]
+EARLY = ("early-stopped FGSM", "early-stopped BIM", "early-stopped PGD", "DeepFool")
+_PAPER = "noise check of the paper"
+
+
+def section(found: Result) -> Iterator[str]:
+    """Markdown of one run of the suite."""
+    grid = found["grid"]
+    yield "### Victims (Table 1)\n"
+    yield _victims(grid)
+    low, high = papers.TABLE_1["AUC"]
+    yield f"The paper's victims: accuracy and recall .89 to .99, AUC .{low} to {high / 100:.2f}.\n"
+    yield "### Detection (Table 2)\n"
+    yield (
+        "TPR on successful attacks | FPR on clean files that the victim answers rightly, percent. *Floats*: before"
+        " rounding, as the paper counts. *Files*: after rounding to stored bits. *Ours* and *Mahalanobis* at a promised"
+        " false-alarm rate of 5 %; the paper's check at its 2 std, level chosen on validation files.\n"
+    )
+    yield _detection(grid)
+    yield from _means(grid)
+    yield "### Every detector on files\n"
+    yield from _all(grid)
+    yield "### How often attacks succeed, and what they cost\n"
+    yield _attacks(grid)
+    yield "### Is random noise an attack?\n"
+    yield _random(grid)
+
+
+def _victims(grid: Sequence[Result]) -> str:
+    rows = []
+    for one in grid:
+        training = one["victim"]["training"]
+        test = training["test"]
+        recall = ", ".join(f"{label} {counted(share)}" for label, share in test["recall"].items())
+        auc = test.get("auc") or {}
+        rows.append(
+            [
+                one["family"],
+                one["data_set"],
+                rate(test["accuracy"]),
+                recall,
+                f"{auc['value']:.3f}" if auc.get("value") is not None else "-",
+                training["weights"],
+                training["reduction"] or "none",
+            ]
+        )
+    return table(["victim", "data set", "accuracy", "recall", "AUC", "begins with", "reduced against the paper"], rows)
+
+
+def point(row: Result, kind: str = "files") -> Result:
+    """The operating point that a row is judged at: the paper's theta where it has one, else the first rate."""
+    found: Result = row[kind]["theta"] or row[kind]["points"][0]
+    return found
+
+
+def named(one: Result, *names: str) -> Result | None:
+    """The first of these detectors that could be fitted."""
+    for name in names:
+        for row in one["rows"]:
+            if row["detector"] == name and "files" in row:
+                return row  # type: ignore[no-any-return] # JSON
+    return None
+
+
+def ours(one: Result) -> Result | None:
+    """With the guard where the victim has one."""
+    return named(one, "ours", "ours, without the guard")
+
+
+def _cell(row: Result | None, attack: str, kind: str) -> str:
+    if row is None:
+        return "-"
+    at = point(row, kind)
+    if "attacks" not in at:
+        return "-"
+    return both(at["attacks"][attack]["detected"], at["strata"]["correct"])
+
+
+def _detection(grid: Sequence[Result]) -> str:
+    rows = []
+    for one in grid:
+        for attack in one["attacks"]:
+            paper, own, distance = named(one, _PAPER), ours(one), named(one, "Mahalanobis")
+            low = named(one, "low margin")
+            rows.append(
+                [
+                    one["family"],
+                    one["data_set"],
+                    attack,
+                    one["attacks"][attack]["flipped"],
+                    one["attacks"][attack]["succeeded"],
+                    _cell(paper, attack, "floats"),
+                    _cell(paper, attack, "files"),
+                    _cell(own, attack, "floats"),
+                    _cell(own, attack, "files"),
+                    _cell(distance, attack, "files"),
+                    _cell(low, attack, "files"),
+                ]
+            )
+    return table(
+        [
+            "victim",
+            "data set",
+            "attack",
+            "floats",
+            "files",
+            "paper, floats",
+            "paper, files",
+            "ours, floats",
+            "ours, files",
+            "Mahalanobis, files",
+            "confidence alone, files",
+        ],
+        rows,
+    )
+
+
+def means(grid: Sequence[Result], kind: str) -> tuple[float | None, float | None]:
+    """Mean TPR and FPR of the paper's check over the attacks of its Table 2."""
+    tpr, fpr = [], []
+    for one in grid:
+        row = named(one, _PAPER)
+        if row is None:
+            continue
+        at = point(row, kind)
+        fpr.append(at["strata"]["correct"]["rate"])
+        tpr += [at["attacks"][attack]["detected"]["rate"] for attack in EARLY if attack in at["attacks"]]
+    return mean(tpr), mean(fpr)
+
+
+def _means(grid: Sequence[Result]) -> Iterator[str]:
+    yield (
+        f"The paper's own means over Table 2: {papers.MEAN_TPR} | {papers.MEAN_FPR} (best cell {papers.BEST_CELL[0]} |"
+        f" {papers.BEST_CELL[1]}; Mahalanobis {papers.MAHALANOBIS[0]} | {papers.MAHALANOBIS[1]:g}).\n"
+    )
+    rows = []
+    for family in dict.fromkeys(one["family"] for one in grid):
+        members = [one for one in grid if one["family"] == family]
+        for kind in ("floats", "files"):
+            tpr, fpr = means(members, kind)
+            gap = None if tpr is None else 100 * tpr - papers.MEAN_TPR
+            rows.append([family, kind, percent(tpr), percent(fpr), "-" if gap is None else f"{gap:+.1f}"])
+    yield table(["victim", "counted on", "mean TPR", "mean FPR", "points above the paper's mean TPR"], rows)
+    levels = [
+        f"{one['family']} on {one['data_set']}: {named(one, _PAPER)['level'] + 1} %"  # type: ignore[index]
+        for one in grid
+        if named(one, _PAPER) is not None
+    ]
+    yield f"Noise level chosen on validation files: {'; '.join(levels)}.\n"
+
+
+def _all(grid: Sequence[Result]) -> Iterator[str]:
+    for one in grid:
+        yield f"**{one['family']} on {one['data_set']}**, TPR | FPR on rightly answered files, percent\n"
+        attacks = list(one["attacks"])
+        rows: list[list[object]] = []
+        for row in one["rows"]:
+            if "files" not in row:
+                rows.append([row["detector"], row["none_because"], *[""] * (len(attacks) - 1)])
+                continue
+            at = point(row)
+            if "none_because" in at:
+                rows.append([row["detector"], at["none_because"], *[""] * (len(attacks) - 1)])
+                continue
+            cells = [both(at["attacks"][attack]["detected"], at["strata"]["correct"]) for attack in attacks]
+            rows.append([row["detector"], *cells])
+        yield table(["detector", *attacks], rows)
+
+
+def _attacks(grid: Sequence[Result]) -> str:
+    rows = []
+    for one in grid:
+        for name, attack in one["attacks"].items():
+            linf, l2, seconds = (attack[key] for key in ("linf_median", "l2_median", "seconds_an_image"))
+            rows.append(
+                [
+                    one["family"],
+                    one["data_set"],
+                    name,
+                    f"{attack['flipped']}/{attack['tried']}",
+                    f"{attack['succeeded']}/{attack['tried']}",
+                    "-" if linf is None else f"{linf:.4f}",
+                    "-" if l2 is None else f"{l2:.3f}",
+                    "-" if seconds is None else f"{seconds:.2f}",
+                ]
+            )
+    columns = ["victim", "data set", "attack", "floats", "files", "L-inf, median", "L2, median", "seconds an image"]
+    return table(columns, rows)
+
+
+def _random(grid: Sequence[Result]) -> str:
+    strengths = list(dict.fromkeys(s for one in grid for s in (one["random_noise"] or {})))
+    rows = [
+        [one["family"], one["data_set"], *(counted((one["random_noise"] or {}).get(s)) for s in strengths)]
+        for one in grid
+    ]
+    return "Share of right answers that uniform noise alone changes, percent.\n\n" + table(
+        ["victim", "data set", *(f"{100 * float(s):g} %" for s in strengths)], rows
+    )

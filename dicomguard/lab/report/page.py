@@ -1,0 +1,112 @@
+"""One page of everything that was measured: Markdown to keep, HTML to open, figures inside."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from markdown_it import MarkdownIt
+
+from dicomguard.errors import DicomguardError
+from dicomguard.lab.report import adaptive_section, joel_section, noise_section, papers
+
+Result = Mapping[str, Any]
+_TITLES: Final[Mapping[str, str]] = {
+    "noise-consistency": "The noise-consistency paper",
+    "joel2023": f"Joel et al. 2023 ({papers.JOEL})",
+    "adaptive": "Attackers who know the detector",
+    "natural": "Natural change",
+}
+_SECTIONS: Final[Mapping[str, Callable[[Result, Path], Iterator[str]]]] = {
+    "noise-consistency": lambda found, _: noise_section.section(found),
+    "joel2023": joel_section.section,
+    "adaptive": adaptive_section.adaptive,
+    "natural": adaptive_section.natural,
+}
+_STYLE: Final = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
+h1, h2, h3 { line-height: 1.2; margin-top: 2em; } h2 { border-bottom: 2px solid #0072B2; padding-bottom: .2em; }
+table { border-collapse: collapse; font-size: .82rem; display: block; overflow-x: auto; margin: 1em 0; }
+th, td { border: 1px solid #ccc; padding: .25em .6em; text-align: left; vertical-align: top; }
+th { background: #eef4f8; } tr:nth-child(even) td { background: #fafafa; }
+img { max-width: 100%; } code { background: #f2f2f2; padding: .1em .3em; }
+"""
+
+
+def write(results: Path, out: Path, profile: str, *, command: str) -> list[Path]:
+    """`report.md`, `report.html` and `figures/` under `out`, of the suites that have results of that profile.
+
+    Raises:
+        DicomguardError: there are none, or one cannot be read.
+
+    """
+    found = {suite: read(results, suite, profile) for suite in _TITLES}
+    there = {suite: result for suite, result in found.items() if result is not None}
+    if not there:
+        raise DicomguardError(
+            f"{results} holds no results of profile {profile}.",
+            advice=f"Run 'dicomguard lab benchmark --suite noise-consistency --profile {profile}' first.",
+        )
+    figures = out / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(_page(there, [suite for suite in found if suite not in there], figures, profile, command)) + "\n"
+    markdown, page = out / "report.md", out / "report.html"
+    markdown.write_text(text)
+    page.write_text(as_html(text, out))
+    return [markdown, page]
+
+
+def read(results: Path, suite: str, profile: str) -> Result | None:
+    """A suite's tables; None where it has not been run to its end.
+
+    Raises:
+        DicomguardError: the file cannot be read.
+
+    """
+    path = results / f"lab-{suite}-{profile}.json"
+    if not path.exists():
+        return None
+    try:
+        found: Result = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DicomguardError(f"{path} cannot be read: {error}.", advice="Run the benchmark again.") from error
+    return found
+
+
+def _page(there: Mapping[str, Result], missing: list[str], figures: Path, profile: str, command: str) -> Iterator[str]:
+    yield f"# Lab report, profile {profile}\n"
+    yield (
+        "Attacks are counted after rounding to stored bits unless a column says *floats*. Intervals are exact, 95 %."
+        " Thresholds are set on clean calibration files, by patient apart from those that anything was fitted on.\n"
+    )
+    yield f"Made by `{command}`.\n"
+    for suite in missing:
+        line = f"dicomguard lab benchmark --suite {suite} --profile {profile}"
+        yield f"*{_TITLES[suite]}: not measured yet (`{line}`).*\n"
+    for suite, found in there.items():
+        yield f"## {_TITLES[suite]}\n"
+        versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+        yield f"`{found['command']}`; {versions}.\n"
+        for reduction in found["reductions"]:
+            yield f"- {reduction}"
+        yield ""
+        yield from _SECTIONS[suite](found, figures)
+
+
+def as_html(text: str, folder: Path) -> str:
+    """The page with its figures inside, so that one file can be sent."""
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+
+    def inlined(match: re.Match[str]) -> str:
+        path = folder / match.group(1)
+        return f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"'
+
+    body = re.sub(r'src="(figures/[^"]+\.png)"', inlined, body)
+    title = html.escape(text.splitlines()[0].lstrip("# "))
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}</body></html>\n'

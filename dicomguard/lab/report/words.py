@@ -1,0 +1,50 @@
+"""Numbers as sentences and tables of Markdown print them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Share = Mapping[str, Any]
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown; a bar in a cell would end it."""
+    lines = [_row(columns), _row(["---"] * len(columns)), *(_row(row) for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[object]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def rate(found: Share | None) -> str:
+    """`97.3 (84.2-99.9)`: percent with its exact 95 % interval; a dash where there was nothing to count."""
+    if found is None or found["rate"] is None:
+        return "-"
+    low, high = found["interval"]
+    return f"{100 * found['rate']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def counted(found: Share | None) -> str:
+    """`97.3 (36/37)`."""
+    if found is None or found["rate"] is None:
+        return "-"
+    return f"{100 * found['rate']:.1f} ({found['hits']}/{found['count']})"
+
+
+def both(found: Share | None, alarms: Share | None) -> str:
+    """`97.3 | 4.1`: TPR and FPR in percent, as the noise-consistency paper writes them."""
+    parts = ["-" if one is None or one["rate"] is None else f"{100 * one['rate']:.1f}" for one in (found, alarms)]
+    return " | ".join(parts)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of those that there are."""
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found else None
+
+
+def percent(value: float | None) -> str:
+    """`96.1`."""
+    return "-" if value is None else f"{100 * value:.1f}"
