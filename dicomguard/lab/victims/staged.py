@@ -23,6 +23,8 @@ from dicomguard.lab.victims.grid import Plan, Stage
 from dicomguard.lab.victims.pictures import Advance, batch_of
 from dicomguard.scoring.classifier import Classifier, classifying_layer
 
+_SETTLING = 8  # batches that batch statistics are taken from
+
 State = dict[str, Any]
 Spoil = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """`spoil(model, planes, truth)` -> planes: what training is to see in place of a batch; see `adversarial`."""
@@ -108,6 +110,7 @@ def train(
                 _switch(model, moving)
                 loss = _epoch(model, plan, material, optimizer, schedule, shuffling, varying, spoil, device)
                 model.eval()
+                _settle(model, moving, plan, material, device)
                 figure = validate(model)
                 at.history.append({"stage": number, "epoch": at.epoch, "loss": round(loss, 5), "figure": figure})
                 if figure > at.best:
@@ -209,6 +212,30 @@ def _epoch(
         schedule.step()
         losses.append(float(loss.detach()))
     return float(np.mean(losses)) if losses else math.nan
+
+
+def _settle(model: Classifier, moving: list[nn.Module], plan: Plan, material: Material, device: torch.device) -> None:
+    """Take the batch statistics of layers that moved anew from pictures as they are, with the weights as they are now.
+
+    A running average lags behind by dozens of steps, which is several epochs of a small set: a network that has learnt
+    would be judged by statistics of one that had not. Leaves the model in evaluation mode.
+    """
+    norms = [layer for layer in moving if isinstance(layer, nn.BatchNorm2d)]
+    if not norms:
+        return
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean of all batches
+        norm.train()
+    count = min(len(material.truth), _SETTLING * plan.batch)
+    places = np.linspace(0, len(material.truth) - 1, count).round().astype(np.int64)
+    with torch.no_grad():
+        for chosen in np.array_split(places, max(count // plan.batch, 1)):
+            model(batch_of(material.pictures, chosen).to(device))
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+        norm.eval()
 
 
 def balanced_accuracy(outputs: Tensor, truth: NDArray[np.int64], classes: int) -> float:

@@ -30,7 +30,7 @@ def test_train_writes_a_bundle_and_shows_its_figures(tmp_path: Path, toy: None) 
     shown = RUN.invoke(app, [*given, str(tmp_path / "out"), *more])
     assert shown.exit_code == 0, shown.output
     assert "accuracy" in shown.output
-    assert "At most 1 epochs instead of 12." in shown.output
+    assert "At most 1 epochs instead of 6." in shown.output
     report = json.loads((tmp_path / "out" / "training.json").read_text())
     assert report["threads"] == 1
     told = RUN.invoke(app, [*given, str(tmp_path / "out"), *more, "--json"])

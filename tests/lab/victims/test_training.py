@@ -48,7 +48,7 @@ def test_the_report_says_what_made_it(trained: Path) -> None:
     assert report["reduction"] == "A toy."
     assert {"torch", "monai", "numpy", "dicomguard"} <= report["versions"].keys()
     assert report["counts"]["train"] == {"none": 24, "patch": 24}
-    assert len(report["history"]) <= 12
+    assert len(report["history"]) <= 6
     assert report["chosen_figure"] == max(row["figure"] for row in report["history"])
     for split in ("validation", "test"):
         found = report[split]
@@ -119,7 +119,7 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
 
 
 def test_several_classes_and_colours(tmp_path: Path) -> None:
-    report = train(victim(), collection(60, classes=3, planes=3), tmp_path / "toy", Options(seed=1))
+    report = train(victim(), collection(45, classes=3, planes=3), tmp_path / "toy", Options(seed=1))
     assert report["labels"] == ["none", "patch", "low patch"]
     assert report["test"]["accuracy"]["rate"] > 0.7
     scorer = Scorer.load(tmp_path / "toy")
@@ -143,12 +143,12 @@ def test_adversarial_training_makes_the_network_harder_to_attack(tmp_path: Path)
     from dicomguard.lab.victims.adversarial import robust_figure
     from dicomguard.scoring.classifier import Classifier
 
-    toys = collection(48)
-    eps = Hardening(eps=0.15, steps=4)
-    plain = victim(Stage(1.0, 6, 5e-3))
+    toys = collection(40)
+    eps = Hardening(eps=0.08, steps=3)
+    plain = victim(Stage(1.0, 8, 5e-3), patience=8)
     train(plain, toys, tmp_path / "plain", Options(seed=1))
     report = train(plain, toys, tmp_path / "hard", Options(seed=1, hardening=eps))
-    assert report["hardening"]["eps"] == 0.15
+    assert report["hardening"]["eps"] == 0.08
     assert report["name"] == "toy-toy-set-hardened"
     assert "PGD" in (tmp_path / "hard" / "docs" / "README.md").read_text()
     cases = toys.cases(Split.TEST)
@@ -168,7 +168,7 @@ def test_adversarial_training_makes_the_network_harder_to_attack(tmp_path: Path)
         )
         for name in ("plain", "hard")
     ]
-    assert figures[1] > figures[0]
+    assert figures[1] > figures[0] + 0.1
 
 
 def test_fewer_epochs_are_shared_out_and_said(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_fewer_epochs_are_shared_out_and_said(tmp_path: Path) -> None:
     with pytest.raises(DicomguardError, match="train nothing"):
         _shortened(plan, 0)
     report = train(victim(), collection(16, others=8), tmp_path / "toy", Options(epochs=1))
-    assert report["reduction"] == "A toy. At most 1 epochs instead of 12."
+    assert report["reduction"] == "A toy. At most 1 epochs instead of 6."
     assert "At most 1 epochs" in (tmp_path / "toy" / "docs" / "README.md").read_text()
 
 
@@ -235,3 +235,8 @@ def test_imagenet_that_cannot_be_had_is_said(tmp_path: Path) -> None:
     report = train(absent, collection(16, others=8), tmp_path / "toy", Options(download=False))
     assert "ImageNet weights could not be had (downloads were not wanted): trained from scratch" in report["reduction"]
     assert "could not be had" in (tmp_path / "toy" / "docs" / "README.md").read_text()
+
+
+def test_a_network_that_learnt_in_few_steps_is_judged_by_its_own_statistics(tmp_path: Path) -> None:
+    report = train(victim(Stage(1.0, 2, 5e-3)), collection(), tmp_path / "toy", Options(seed=3))
+    assert report["chosen_figure"] > 0.9  # a running average of twelve steps would give .5

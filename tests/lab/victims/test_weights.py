@@ -159,8 +159,7 @@ def test_every_victim_is_a_network_with_a_head_of_its_own(name: str) -> None:
 def test_the_cpu_grid_names_every_reduction() -> None:
     assert {one.name for one in victims_of("cpu")} == {"efficientnet_lite0", "resnet_small", "vit_small", "vgg11_small"}
     assert all(one.reduction and one.stands_in_for for one in victims_of("cpu"))
-    assert {"resnet50v2", "inception_v3", "vit_b_16", "vgg16", "densenet121"} <= {
-        one.name for one in victims_of("paper")
-    }
+    papers = {one.name for one in victims_of("paper")}
+    assert {"resnet50v2", "inception_v3", "vit_b_16", "vgg16", "densenet121"} <= papers
     with pytest.raises(DicomguardError, match="no victim x"):
         named("x")

@@ -40,7 +40,7 @@ def collection(train: int = 48, *, classes: int = 2, planes: int = 1, others: in
 
 
 def victim(
-    *stages: Stage, target: str = "VGG11", origin: Origin = Origin.RANDOM, patience: int = 12, **arguments: object
+    *stages: Stage, target: str = "VGG11", origin: Origin = Origin.RANDOM, patience: int = 5, **arguments: object
 ) -> Victim:
     return Victim(
         name="toy",
@@ -49,7 +49,7 @@ def victim(
         side=32,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        plan=Plan(stages or (Stage(1.0, 12, 5e-3),), STILL, batch=8, patience=patience),
+        plan=Plan(stages or (Stage(1.0, 6, 5e-3),), STILL, batch=8, patience=patience),
         origin=origin,
         reduction="A toy.",
     )
