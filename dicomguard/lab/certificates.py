@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +43,32 @@ _KEY = b"certificates"
 Advance = Callable[[str, float], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The files of one model: training ones teach a guard, test ones are certified. `bits`: stored bits of both."""
+
+    training: Sequence[Case]
+    test: Sequence[Case]
+    bits: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, data: Path) -> Source:
+        """Those of a shipped bundle, at the larger of its depths."""
+        return cls(recipe.cases(data, Split.TRAIN), recipe.cases(data, Split.TEST), recipe.bits[-1])
+
+
 class Workshop:
     """One bundle and a work folder: makes guards, and asks them about the test files."""
 
     def __init__(
-        self, recipe: Recipe, scorer: Scorer, data: Path, work: Path, advance: Advance, shipped: Guard | None = None
+        self, source: Source, scorer: Scorer, work: Path, advance: Advance, shipped: Guard | None = None
     ) -> None:
-        self.recipe = recipe
+        self._from = source
         self.shipped = shipped
         self.scorer = scorer
-        self._data = data
         self._work = work / f"{scorer.name}-{scorer.fingerprint[:12]}"
         self._work.mkdir(parents=True, exist_ok=True)
         self._advance = advance
-        self._taught_on: Sequence[Case] | None = None
 
     def guard(self, settings: GuardSettings, distillation: Distillation) -> Guard:
         """The enrolment's guard where it is one for this budget and noise, else one trained at the first call."""
@@ -81,18 +93,13 @@ class Workshop:
         """What a guard looks at: as the enrolment has it, else as the training files, of which lessons are made."""
         if self.shipped is not None:
             return self.shipped.settings.ranges
-        return self._read(self._training(), "read training files").ranges()
+        return self._read(self._from.training, "read training files").ranges()
 
     def test_files(self, count: int | None, ranges: Sequence[Range]) -> CleanSet:
-        """The clean test files, read as the node reads them, in the order of the recipe; blank beyond `ranges`."""
-        gathered = self._read(self.recipe.cases(self._data, Split.TEST)[:count], "read test files")
+        """The clean test files, read as the node reads them, in their order; blank beyond `ranges`."""
+        gathered = self._read(self._from.test[:count], "read test files")
         gathered.hide(ranges)
         return gathered.parts[Part.DISTILLED]
-
-    def _training(self) -> Sequence[Case]:
-        if self._taught_on is None:
-            self._taught_on = self.recipe.cases(self._data, Split.TRAIN)
-        return self._taught_on
 
     def guard_path(self, settings: GuardSettings, distillation: Distillation) -> Path:
         """Where the guard of this noise is kept."""
@@ -106,13 +113,13 @@ class Workshop:
 
     def _source(self) -> tuple[object, ...]:
         """What lessons rest on beside their settings: the model, its path, and the training files."""
-        keys = sorted(case.key for case in self._training())
-        return self.scorer.fingerprint, self.scorer.path, self.recipe.bits[-1], keys
+        keys = sorted(case.key for case in self._from.training)
+        return self.scorer.fingerprint, self.scorer.path, self._from.bits, keys
 
     def _lessons(self, distillation: Distillation) -> Lessons:
         path = self.lessons_path(distillation)
         if not path.exists():
-            clean = self._read(self._training(), "read training files").parts[Part.DISTILLED]
+            clean = self._read(self._from.training, "read training files").parts[Part.DISTILLED]
             taught = lessons(self.scorer, clean, distillation, self._advance)
             partial = path.with_suffix(".partial")
             save_file({"planes": taught.planes, "log_odds": taught.log_odds.contiguous()}, partial)
@@ -123,7 +130,7 @@ class Workshop:
     def _read(self, cases: Sequence[Case], stage: str) -> Gathered:
         gathered = Gathered(self.scorer, None)
         for case in cases:
-            image, digest = read(case.make(self.recipe.bits[-1]))
+            image, digest = read(case.make(self._from.bits))
             gathered.add(Clean(image, case.group, case.key, digest, (case.truth,), Part.DISTILLED))
             self._advance(stage, 1 / len(cases))
         return gathered
@@ -157,6 +164,12 @@ class Workshop:
         }
 
 
+def settings_for(eps: float, ranges: tuple[Range, ...], *, sigma: float | None = None) -> GuardSettings:
+    """A guard for a budget, with noise chosen for it unless given."""
+    noise_of = sigma or sigma_for(eps, ALPHA)
+    return GuardSettings(sigma=noise_of, eps=eps, alpha=ALPHA, looks=looks_for(eps, noise_of, ALPHA), ranges=ranges)
+
+
 def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Make and measure a guard for each budget, and write the results."""
     scorer = Scorer(Bundle(folder))
@@ -171,16 +184,12 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
                 tasks[stage] = progress.add_task(stage, total=1.0)
             progress.advance(tasks[stage], part)
 
-        shop = Workshop(recipe, scorer, given.data, given.work, advance, shipped)
+        shop = Workshop(Source.of(recipe, given.data), scorer, given.work, advance, shipped)
         rows = []
         ranges = shop.ranges()
         clean = shop.test_files(given.cases, ranges)
         for eps in given.eps or BUDGETS:
-            sigma = given.sigma or sigma_for(eps, ALPHA)
-            settings = GuardSettings(
-                sigma=sigma, eps=eps, alpha=ALPHA, looks=looks_for(eps, sigma, ALPHA), ranges=ranges
-            )
-            guard = shop.guard(settings, distillation)
+            guard = shop.guard(settings_for(eps, ranges, sigma=given.sigma), distillation)
             rows.append({**shop.certify(guard, clean), "shipped": guard is shipped})
             console.print_json(data=rows[-1])
     result = {

@@ -163,7 +163,7 @@ def test_other_lessons_have_other_names(recipe: Recipe, folder: Path, tmp_path: 
     scorer = Scorer.load(folder)
 
     def names(of: Recipe, **changed: object) -> set[str]:
-        shop = certificates.Workshop(of, scorer, tmp_path, tmp_path, lambda *_: None)
+        shop = certificates.Workshop(certificates.Source.of(of, tmp_path), scorer, tmp_path, lambda *_: None)
         settings = certificates.GuardSettings(sigma=0.25, eps=0.004, looks=(92,), ranges=GUARD.ranges, **changed)
         return {shop.guard_path(settings, certificates.Distillation()).name}
 
@@ -173,7 +173,7 @@ def test_other_lessons_have_other_names(recipe: Recipe, folder: Path, tmp_path: 
     assert names(recipe) == names(recipe)
     assert names(recipe) != names(replace(recipe, cases=fewer))
     assert names(recipe) != names(recipe, width=16)
-    shop = certificates.Workshop(recipe, scorer, tmp_path, tmp_path, lambda *_: None)
+    shop = certificates.Workshop(certificates.Source.of(recipe, tmp_path), scorer, tmp_path, lambda *_: None)
     paths = {shop.lessons_path(certificates.Distillation(**more)) for more in ({}, {"zoom": 0.1}, {"epochs": 3})}
     assert len(paths) == 2  # how long a guard is trained says nothing about its lessons
 

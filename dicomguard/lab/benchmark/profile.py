@@ -15,8 +15,8 @@ class Profile:
     `choosing`: successes on the validation split, by which the paper's noise level is chosen; `epochs`: of a victim,
     instead of its own number; `pictures`: that it is trained on; `adaptive`: files for each adaptive attack and budget;
     `shifted`: clean files for each natural change; `joel_pictures`: that detectors of Joel et al. 2023 are taught and
-    tested on, `small_detectors`: small networks and few epochs for those; `victims`: the families, by their names in
-    `victims.grid`.
+    tested on, `small_detectors`: small networks and few epochs for those; `guard_epochs`: of a certified guard;
+    `victims`: the families, by their names in `victims.grid`.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Profile:
     shifted: int | None
     joel_pictures: int | None
     small_detectors: bool
+    guard_epochs: int
     reductions: tuple[str, ...]
 
 
@@ -51,6 +52,7 @@ SMOKE = Profile(
     shifted=24,
     joel_pictures=80,
     small_detectors=True,
+    guard_epochs=1,
     reductions=("A check that everything runs: victims of five epochs, a handful of files. Its figures mean nothing.",),
 )
 CPU = Profile(
@@ -68,6 +70,7 @@ CPU = Profile(
     shifted=200,
     joel_pictures=600,
     small_detectors=True,
+    guard_epochs=24,
     reductions=(
         (
             "Victims that two cores can train in a night: EfficientNet-Lite0 (ImageNet weights) at 224 pixels, a"
@@ -92,6 +95,7 @@ FULL = Profile(
     shifted=None,
     joel_pictures=None,
     small_detectors=False,
+    guard_epochs=24,
     reductions=(),
 )
 PROFILES = {profile.name: profile for profile in (SMOKE, CPU, FULL)}

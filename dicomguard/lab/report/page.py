@@ -13,7 +13,7 @@ from typing import Any, Final
 from markdown_it import MarkdownIt
 
 from dicomguard.errors import DicomguardError
-from dicomguard.lab.report import adaptive_section, joel_section, noise_section, papers
+from dicomguard.lab.report import further_sections, joel_section, noise_section, papers
 
 Result = Mapping[str, Any]
 _TITLES: Final[Mapping[str, str]] = {
@@ -21,12 +21,14 @@ _TITLES: Final[Mapping[str, str]] = {
     "joel2023": f"Joel et al. 2023 ({papers.JOEL})",
     "adaptive": "Attackers who know the detector",
     "natural": "Natural change",
+    "certified": "Certificates",
 }
 _SECTIONS: Final[Mapping[str, Callable[[Result, Path], Iterator[str]]]] = {
     "noise-consistency": lambda found, _: noise_section.section(found),
     "joel2023": joel_section.section,
-    "adaptive": adaptive_section.adaptive,
-    "natural": adaptive_section.natural,
+    "adaptive": further_sections.adaptive,
+    "natural": further_sections.natural,
+    "certified": further_sections.certified,
 }
 _STYLE: Final = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from dicomguard.lab.benchmark.kinds import adaptive, files, joel, looks, victims
+from dicomguard.lab.benchmark.kinds import adaptive, certified, files, joel, looks, victims
 from dicomguard.lab.benchmark.runner import Make
 
 KINDS: Mapping[str, Make] = MappingProxyType(
@@ -18,6 +18,7 @@ KINDS: Mapping[str, Make] = MappingProxyType(
         "noise": looks.random_noise,
         "pictures": looks.pictures,
         "adaptive": adaptive.adaptive,
+        "certified": certified.certified,
         "pairs": joel.pairs,
         "taught": joel.taught,
     }

@@ -10,16 +10,11 @@ from types import MappingProxyType
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.kinds.files import versions
 from dicomguard.lab.benchmark.profile import Profile
-from dicomguard.lab.benchmark.suites import adaptive, joel2023, natural, noise_consistency
+from dicomguard.lab.benchmark.suites import adaptive, certified, joel2023, natural, noise_consistency
 from dicomguard.lab.benchmark.suites.planning import Plan, Where
 
 SUITES: Mapping[str, Callable[[Profile, Where], Plan]] = MappingProxyType(
-    {
-        adaptive.NAME: adaptive.plan,
-        noise_consistency.NAME: noise_consistency.plan,
-        joel2023.NAME: joel2023.plan,
-        natural.NAME: natural.plan,
-    }
+    {suite.NAME: suite.plan for suite in (noise_consistency, joel2023, adaptive, natural, certified)}
 )
 
 
