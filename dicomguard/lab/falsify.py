@@ -144,8 +144,7 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
         "bundle": scorer.name,
         "fingerprint": scorer.fingerprint,
         "enrolment": scorer.enrolment_sha256,
-        "argv": list(given.argv),
-        "command": command.line("scripts/bench soundness", given.argv),
+        "command": given.command,
         "selection": stages.selection(bases),
         **stages.test.report(),
     }
@@ -204,10 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, help="a control: attack with another budget than the certificate's")
     parser.add_argument("--survey-only", action="store_true", help="make the quick votes only")
     parser.add_argument("--confirm-only", action="store_true", help="make the quick and the long votes only")
-    argv = sys.argv[1:] if arguments is None else arguments
-    given = parser.parse_args(argv)
-    given.argv = argv
-    return command.execute(run, given)
+    return command.execute(run, command.parse(parser, arguments))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from dicomguard.errors import BundleError
 from dicomguard.lab import card, command, rules
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.figures import share
-from dicomguard.lab.recipes import Recipe
+from dicomguard.lab.recipes import Case, Recipe
 from dicomguard.lab.specimens import Looked, Specimens
 from dicomguard.scoring.enrolment import Enrolment
 from dicomguard.scoring.guard import Outcome
@@ -55,6 +55,15 @@ class Bench:
         specimens.look_at_clean([*self.calibration, *self.test][first::step])
         for name in SUITE:
             specimens.attack(name, self.targets[first::step], -(-self.given.flips // step))
+
+    def measure_in_turn(self, first: int, step: int) -> None:
+        """Look at this shard's clean files of what `in_turn` reports, which may be of depths that nothing else is."""
+        for bits, cases in self._turns():
+            Specimens(self.scorer, bits, self.given.work, self._ticker(bits)).look_at_clean(cases[first::step])
+
+    def _turns(self) -> list[tuple[int, Sequence[Case]]]:
+        depths = self.recipe.bits
+        return [(bits, self.test[place :: len(depths)]) for place, bits in enumerate(depths)] if len(depths) > 1 else []
 
     def _ticker(self, bits: int) -> Callable[[str], None]:
         totals = dict.fromkeys(SUITE, self.given.flips) | {_CLEAN: len(self.calibration) + len(self.test)}
@@ -102,15 +111,13 @@ class Bench:
 
     def in_turn(self) -> dict[str, Any] | None:
         """Clean test files of the recipe's depths in turn, as the enrolment's were; None where there is one depth."""
-        depths = self.recipe.bits
-        if len(depths) == 1:
+        if not self._turns():
             return None
         shipped = rules.fitted("as shipped", self.enrolment.calibration)
         clean: list[Looked] = []
-        for place, bits in enumerate(depths):
-            specimens = Specimens(self.scorer, bits, self.given.work, self._ticker(bits))
-            clean += specimens.found("clean", self.test[place :: len(depths)])
-        return {"bits": list(depths), **rules.row(shipped, self.enrolment.alpha, clean, {})}
+        for bits, cases in self._turns():
+            clean += Specimens(self.scorer, bits, self.given.work, self._ticker(bits)).found("clean", cases)
+        return {"bits": list(self.recipe.bits), **rules.row(shipped, self.enrolment.alpha, clean, {})}
 
     def _certificates(self, clean: Sequence[Looked], attacked: dict[str, list[Looked]]) -> dict[str, Any] | None:
         guard = self.enrolment.guard
@@ -143,6 +150,7 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
         bench = Bench(recipe, scorer, given, progress)
         for bits in given.bits or recipe.bits:
             bench.measure(bits, first, step)
+        bench.measure_in_turn(first, step)
     if step > 1:
         return
     result = {
@@ -151,7 +159,7 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
         "enrolment": scorer.enrolment_sha256,
         "command": given.command,
         "reports": [bench.report(bits) for bits in given.bits or recipe.bits],
-        "in_turn": None if given.bits else bench.in_turn(),
+        "in_turn": bench.in_turn(),
     }
     given.results.mkdir(parents=True, exist_ok=True)
     (given.results / f"score-{recipe.name}.json").write_text(json.dumps(result, indent=1) + "\n")

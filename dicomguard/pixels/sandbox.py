@@ -80,7 +80,7 @@ class DecodeWorker:
         Also for files without preamble or file meta information. The answer is what `header` and `frames` ask for.
         """
         try:
-            found = self._ask({"do": "locate", "path": str(path)}, "located")
+            found = self._ask({"do": "locate", "path": str(path.absolute())}, "located")
             return int(found["data_offset"]), str(found["transfer_syntax_uid"])
         except _GoneError as gone:
             return gone.fault

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from dicomguard.pixels.miniature import SIDE
 from dicomguard.scoring import consistency, enrolment, head, memory
 from dicomguard.scoring.bundle import Bundle
 from dicomguard.scoring.calibration import Calibration, Evidence, smallest_margin
+from dicomguard.scoring.cascade import Asked, Cascade, Reached
 from dicomguard.scoring.classifier import Classifier, fast_dtype, fused
 from dicomguard.scoring.consistency import Draw, NoiseCurve, Observation
 from dicomguard.scoring.enrolment import Enrolled, Enrolment
@@ -198,11 +198,8 @@ class Scorer:
             evidence, _ = self.look(batch, seeds, draws)
             return [self._unenrolled(one.seen, len(draws) + 1) for one in evidence]
         evidence, votes = self.look(batch, seeds, ())
-        found = self._cascade(batch.pixels, evidence, seeds, calibration)
-        return [
-            self._enrolled(evidence, statistic, stage, passes, vote, calibration)
-            for (evidence, statistic, stage, passes), vote in zip(found, votes, strict=True)
-        ]
+        found = self._cascade(batch.pixels, seeds, calibration).run(evidence)
+        return [self._enrolled(reached, vote, calibration) for reached, vote in zip(found, votes, strict=True)]
 
     def look(
         self, batch: Batch, seeds: Sequence[Seeds], draws: Sequence[Draw], *, canonical: bool = False
@@ -297,71 +294,29 @@ class Scorer:
             chunk=_CHUNK if canonical else self.chunk,
         )
 
-    def _cascade(
-        self, pixels: Tensor, evidence: Sequence[Evidence], seeds: Sequence[Seeds], calibration: Calibration
-    ) -> list[tuple[Evidence, float, int, int]]:
-        """Run the stages, each on the images that the one before did not end. What is close is drawn again, exactly.
+    def _cascade(self, pixels: Tensor, seeds: Sequence[Seeds], calibration: Calibration) -> Cascade:
+        """The stages of the enrolment over prepared pixels."""
 
-        Returns for each image its evidence, score, last stage, and the forward passes that it took.
-        """
-        found: list[tuple[Evidence, float, int, int]] = [(one, math.nan, 0, 1) for one in evidence]
-        left = list(range(len(evidence)))
-        for stage in range(len(calibration.stages)):
-            if not left:
-                break
-            self._stage(pixels, found, left, seeds, calibration, stage=stage, canonical=False)
-            close = [i for i in left if self._is_close(found[i][1], calibration, stage)]
-            if close:
-                self._stage(pixels, found, close, seeds, calibration, stage=stage, canonical=True)
-            left = [i for i in left if not calibration.ends(found[i][1], stage)]
-        return found
+        def noisy(places: Sequence[int], draws: Sequence[Draw], canonical: bool) -> NDArray[np.float64]:
+            return self._noisy(pixels[list(places)], [seeds[i] for i in places], draws, canonical=canonical)
 
-    def _stage(
-        self,
-        pixels: Tensor,
-        found: list[tuple[Evidence, float, int, int]],
-        places: Sequence[int],
-        seeds: Sequence[Seeds],
-        calibration: Calibration,
-        *,
-        stage: int,
-        canonical: bool,
-    ) -> None:
-        """Make the draws of one stage for the images at `places` (all of them again where `canonical`), and score."""
-        wanted = calibration.stages[stage].draws
-        had = () if canonical else found[places[0]][0].seen.draws
-        fresh = tuple(draw for draw in wanted if draw not in had)
-        chosen = pixels[list(places)]
-        noisy = self._noisy(chosen, [seeds[i] for i in places], fresh, canonical=canonical)
-        exact = self.answer(chosen) if canonical else None
-        for row, i in enumerate(places):
-            evidence, _, _, passes = found[i]
-            if exact is None:
-                seen, distances = evidence.seen.joined(noisy[row], fresh), evidence.distances
-            else:
-                seen, distances = Observation(exact.log_odds[row], noisy[row], fresh), self._distances(exact, row)
-                passes += 1
-            joined = Evidence(seen, distances, evidence.guard_share)
-            found[i] = (joined, calibration.statistic_after(joined, stage), stage, passes + len(fresh))
+        def exact(places: Sequence[int]) -> list[Asked]:
+            answered = self.answer(pixels[list(places)])
+            return [Asked(odds, self._distances(answered, row)) for row, odds in enumerate(answered.log_odds)]
 
-    def _is_close(self, statistic: float, calibration: Calibration, stage: int) -> bool:
-        """True where rounding on the fast path might have turned the decision."""
-        if self.has_one_path or not math.isfinite(statistic):
-            return not self.has_one_path
         assert self.enrolment is not None
-        bounds = (calibration.threshold, *calibration.exits[stage : stage + 1])
-        return any(abs(statistic - bound) <= self.enrolment.tolerance.statistic for bound in bounds)
+        tolerance = None if self.has_one_path else self.enrolment.tolerance.statistic
+        return Cascade(calibration, noisy, exact, tolerance)
 
-    def _enrolled(
-        self, evidence: Evidence, statistic: float, stage: int, passes: int, vote: Vote | None, calibration: Calibration
-    ) -> Score:
+    def _enrolled(self, reached: Reached, vote: Vote | None, calibration: Calibration) -> Score:
+        evidence = reached.evidence
         seen = consistency.curve(evidence.seen)
         return Score(
-            **self._shown(seen, calibration.stages[stage].standardised(seen)),
-            statistic=statistic,
-            p_value=calibration.p_value(statistic, smallest_margin(evidence.seen)),
-            surprises=calibration.surprises(evidence, stage),
-            passes=passes,
+            **self._shown(seen, calibration.stages[reached.stage].standardised(seen)),
+            statistic=reached.statistic,
+            p_value=calibration.p_value(reached.statistic, smallest_margin(evidence.seen)),
+            surprises=calibration.surprises(evidence, reached.stage),
+            passes=reached.passes,
             guard=None if vote is None or self.guard is None else _recorded(vote, self.guard),
         )
 

@@ -83,7 +83,6 @@ def given(tmp_path: Path, **more: object) -> object:
         "eps": None,
         "sigma": None,
         "epochs": 1,
-        "argv": [],
         "attempts": 4,
         "bases": 2,
         "disagreeing": 1,
@@ -155,7 +154,7 @@ def test_from_files_to_the_page(recipe: Recipe, folder: Path, tmp_path: Path, mo
     assert "41 eager float32 passes |" in page
     assert "is missing (" not in page
     assert "score: not measured yet (`scripts/bench files absent`)" in page
-    assert page.count("`scripts/bench something small`") == 2  # as it was run, not as it should have been
+    assert page.count("`scripts/bench something small`") == 3  # as it was run, not as it should have been
 
 
 def test_other_lessons_have_other_names(recipe: Recipe, folder: Path, tmp_path: Path) -> None:

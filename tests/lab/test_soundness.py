@@ -450,7 +450,7 @@ def test_a_control_stands_beside_the_result_and_not_for_it(tmp_path: Path, monke
     assert written.name == "soundness-phantom.json"
     text = written.read_text()
     found = json.loads(text)
-    assert found["argv"] == argv
+    assert "argv" not in found, "an argument may be a path of this machine"
     assert found["command"].endswith("--draws 300")
     assert len(found["fingerprint"]) >= 32
     assert len(found["enrolment"]) == 64
@@ -463,7 +463,7 @@ def test_a_control_stands_beside_the_result_and_not_for_it(tmp_path: Path, monke
     control = json.loads((results / "soundness-phantom-control-0.03.json").read_text())
     assert control["control"]
     assert control["sound"] is None
-    assert control["argv"][-2:] == ["--budget", "0.03"]
+    assert control["command"].endswith("--budget 0.03")
     assert lines("bases") == confirmed
     eps = str(found["terms"]["eps"])
     assert falsify.main([*argv, "--budget", eps]) == 1, "with the certificate's own budget it would be no control"

@@ -267,3 +267,9 @@ def test_exceptions_become_faults_without_their_words(error: Exception, reason: 
     fault = fault_of(error)
     assert fault.reason is reason
     assert "SECRET" not in fault.detail
+
+
+def test_a_relative_path_is_one_of_the_callers_folder(worker: DecodeWorker, tmp_path: Path, monkeypatch) -> None:
+    saved(phantom.make(1, opacity=False, rows=64, columns=64), tmp_path / "here.dcm")
+    monkeypatch.chdir(tmp_path)
+    assert not isinstance(worker.locate(Path("here.dcm")), Fault)
