@@ -14,11 +14,6 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True,
         rich_markup_mode=None,
     )
-    benchmark.register(lab)
-    forge.register(lab)
-    join.register(lab)
-    offline.register(lab)
-    report.register(lab)
-    datasets.register(lab)
-    train.register(lab)
+    for part in (datasets, train, benchmark, report, forge, join, offline):
+        part.register(lab)
     app.add_typer(lab, name="lab")
