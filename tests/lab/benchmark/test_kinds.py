@@ -1,0 +1,220 @@
+"""Every kind of cell, computed in this process on a toy victim and a folder of blobs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dicomguard.errors import DicomguardError
+from dicomguard.lab.benchmark.attacking import load_attacked
+from dicomguard.lab.benchmark.cell import Cell, Result
+from dicomguard.lab.benchmark.files import load_files
+from dicomguard.lab.benchmark.kinds import KINDS
+from dicomguard.lab.benchmark.kinds.files import BUNDLE
+from dicomguard.lab.benchmark.runner import compute
+from tests.lab.data.toys import class_folders
+from tests.scoring.small import write_small
+
+pytestmark = pytest.mark.slow
+ATTACKS = ("early-stopped BIM", "PGD 0.016")
+
+
+class World:
+    """A victim that is there already, and the cells that hang on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data = root / "data"
+        class_folders(self.data / "blobs", {"ill": 70, "normal": 70})
+        self.victim = Cell.of("victim", 1, "train toy on blobs", data_set="blobs", side=None)
+        write_small(self.victim.folder(self.root) / BUNDLE, size=32, levels=(0.01, 0.03, 0.05), repeats=2)
+        self.victim.keep(self.root, {"title": self.victim.title, "settings": self.victim.given})
+        self.clean = Cell.of("clean", 1, "clean", {"victim": self.victim}, calibration=None, test=None)
+
+    def attack(self, name: str, *, split: str = "test", wanted: int = 4) -> Cell:
+        return Cell.of("attack", 1, name, {"victim": self.victim}, attack=name, split=split, wanted=wanted, cases=24)
+
+    def run(self, cell: Cell, told: list[float] | None = None) -> Result:
+        def tell(share: float) -> None:
+            if told is not None:
+                told.append(share)
+
+        return compute(cell, KINDS[cell.kind], root=self.root, data=self.data, tell=tell)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    torch.set_num_threads(1)
+    made = World(tmp_path_factory.mktemp("cells"))
+    made.run(made.clean)
+    for name in ATTACKS:
+        made.run(made.attack(name))
+    made.run(made.attack("PGD 0.016", split="validation"))
+    return made
+
+
+def test_clean_files_of_two_splits_are_looked_at(world: World) -> None:
+    found = world.clean.result(world.root)
+    assert found is not None
+    test = load_files(world.clean.folder(world.root), "test")
+    calibration = load_files(world.clean.folder(world.root), "calibration")
+    assert found["test"]["files"] == len(test) > 10
+    assert not set(test.keys) & set(calibration.keys)
+    assert found["test"]["accuracy"]["hits"] == int(test.right.sum())
+    assert len(test.sight.draws) == 6
+    assert (test.margins >= 0).all()
+
+
+def test_only_right_answers_are_attacked_and_success_is_counted_on_files(world: World) -> None:
+    cell = world.attack("PGD 0.016")
+    found, kept = cell.result(world.root), load_attacked(cell.folder(world.root))
+    assert found is not None
+    assert found["succeeded"] == sum(a.succeeded for a in kept.attempts) >= 1
+    assert found["tried"] == len(kept.attempts) <= 24
+    test = load_files(world.clean.folder(world.root), "test")
+    right = dict(zip(test.keys, test.right.tolist(), strict=True))
+    assert all(right[a.key] for a in kept.attempts if a.key in right)
+    assert kept.files is not None
+    assert not kept.files.right.any(), "what succeeded is answered wrongly"
+    assert all(a.linf <= 0.016 + 1e-6 for a in kept.attempts)
+    # Eight bits: whatever is stored lies on a grid of 255 steps, and floats do not.
+    clean = {key: row for row, key in enumerate(test.keys)}
+    pairs = [(clean[key], row) for row, key in enumerate(kept.files.keys) if key in clean]
+    assert pairs
+
+
+def test_an_attack_goes_on_where_it_was_stopped(world: World, tmp_path: Path) -> None:
+    cell = world.attack("PGD 0.016")
+    folder = cell.folder(world.root)
+    first = folder / "0000-attempts.json"
+    before = first.stat().st_mtime_ns
+    (folder / "result.json").rename(tmp_path / "result.json")
+    again = world.run(cell)
+    assert first.stat().st_mtime_ns == before, "the first batch was not attacked again"
+    was = json.loads((tmp_path / "result.json").read_text())
+    assert {key: value for key, value in again.items() if key != "seconds"} == {
+        key: value for key, value in was.items() if key != "seconds"
+    }
+
+
+def judged(world: World, **more: Cell) -> Cell:
+    needs = {
+        "victim": world.victim,
+        "clean": world.clean,
+        "validation": world.attack("PGD 0.016", split="validation"),
+        **{f"attack: {name}": world.attack(name) for name in ATTACKS},
+        **more,
+    }
+    return Cell.of("judge", 1, "judge", needs, alphas=[0.2])
+
+
+def test_every_detector_is_judged_or_says_why_not(world: World) -> None:
+    shift = Cell.of("shift", 1, "noise", {"victim": world.victim}, shift="Gaussian noise, 3 %", cases=12)
+    world.run(shift)
+    told: list[float] = []
+    found = world.run(judged(world, **{"shift: Gaussian noise, 3 %": shift}), told)
+    names = {row["detector"] for row in found["rows"]}
+    assert {"noise check of the paper", "ours, without the guard", "Mahalanobis", "low margin", "MGM"} <= names
+    assert told[-1] == 1
+    for row in found["rows"]:
+        if "none_because" in row:
+            assert "needs" in row["none_because"]
+            continue
+        for kind in ("files", "floats"):
+            point = row[kind]["theta"] or row[kind]["points"][0]
+            if "none_because" in point:
+                continue
+            for name, one in point["attacks"].items():
+                attempts = found["attacks"][name]
+                assert one["success"]["count"] == attempts["tried"]
+                assert one["detected"]["count"] == attempts["succeeded" if kind == "files" else "flipped"]
+                unseen = one["success"]["hits"] - one["detected"]["hits"]
+                assert one["undetected_success"]["hits"] == unseen
+                if kind == "files":
+                    assert len(row["unseen"][name]) == unseen
+        assert row["shifts"] == {} or row["shifts"]["Gaussian noise, 3 %"]["count"] == 12
+    fitted = [row for row in found["rows"] if "files" in row]
+    assert len(fitted) >= 5
+    assert set(found["succeeded"]) == set(ATTACKS)
+
+
+def test_figures_are_drawn_of_what_succeeded(world: World) -> None:
+    needs = dict(judged(world).needs)
+    found = world.run(Cell.of("pictures", 1, "pictures", needs, attacks=ATTACKS))
+    cell = Cell.of("pictures", 1, "pictures", needs, attacks=ATTACKS)
+    assert "bubbles.png" in found["files"]
+    for name in found["files"]:
+        assert (cell.folder(world.root) / name).stat().st_size > 5000
+    nothing = Cell.of("pictures", 1, "nothing", needs | {"attack: none": _nothing(world)}, attacks=["none"])
+    with pytest.raises(DicomguardError, match="nothing to draw"):
+        world.run(nothing)
+
+
+def _nothing(world: World) -> Cell:
+    cell = Cell.of("attack", 1, "none", {"victim": world.victim}, attack="none")
+    folder = cell.folder(world.root)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "0000-attempts.json").write_text(json.dumps({"attempts": [], "floats": False, "files": False}))
+    cell.keep(world.root, {"settings": {}})
+    return cell
+
+
+def test_noise_is_an_attack_only_when_it_is_strong(world: World) -> None:
+    found = world.run(Cell.of("noise", 1, "noise", {"victim": world.victim}, cases=20))
+    rates = [found["success"][name]["hits"] for name in ("0.01", "0.32")]
+    assert rates[0] <= rates[1]
+    assert found["success"]["0.01"]["count"] == found["success"]["0.32"]["count"] > 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["PGD", "EOT-PGD, 1 draw", "EOT-PGD, 8 draws, and features", "logit matching", "feature matching, 8 draws"],
+)
+def test_an_attacker_who_knows_the_detector_keeps_the_budget(world: World, name: str) -> None:
+    needs = {"victim": world.victim, "clean": world.clean}
+    cell = Cell.of("adaptive", 1, name, needs, attack=name, eps=0.016, cases=4)
+    found = world.run(cell)
+    kept = load_attacked(cell.folder(world.root))
+    assert found["tried"] == len(kept.attempts) >= 1
+    assert all(a.linf <= 0.016 + 1e-6 for a in kept.attempts)
+    assert all(a.linf_stored <= 0.016 + 0.5 / 255 + 1e-6 for a in kept.attempts)
+
+
+def test_a_guard_of_its_own_for_a_budget(world: World) -> None:
+    found = world.run(
+        Cell.of("certified", 1, "guard", {"victim": world.victim}, eps=0.004, pictures=20, epochs=1, cases=6)
+    )
+    assert found["certified"]["count"] == 6
+    assert found["eps"] == 0.004
+
+
+def test_detectors_are_taught_on_pairs(world: World) -> None:
+    def pairs(attack: str | None, eps: float) -> Cell:
+        cell = Cell.of("pairs", 1, f"{attack}", {"victim": world.victim}, attack=attack, eps=eps, cases=40)
+        world.run(cell)
+        return cell
+
+    clean, taught_on, noise = pairs(None, 0.0), pairs("BIM", 0.016), pairs("random noise", 0.016)
+    needs: dict[str, Any] = {
+        "victim": world.victim,
+        "clean": clean,
+        "taught on": taught_on,
+        "BIM 0.016": taught_on,
+        "random noise 0.016": noise,
+    }
+    found = world.run(Cell.of("taught", 1, "five", needs, protocol="closed", small=True, seed=0))
+    assert len(found["rows"]) == 5
+    for row in found["rows"]:
+        own, other = row["tests"]["BIM 0.016"], row["tests"]["random noise 0.016"]
+        assert own["accuracy"]["hits"] == row["accuracy"]["hits"], (
+            "the test of the attack that taught is the trial's own"
+        )
+        assert other["clean_flagged"] == own["clean_flagged"]
+        assert 0 <= own["combined"]["A3"] <= 1
+    stored = np.load(taught_on.folder(world.root) / "stored.npz")["pixels"]
+    assert stored.shape[0] == 40

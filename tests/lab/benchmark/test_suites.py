@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dicomguard.errors import DicomguardError
+from dicomguard.lab.benchmark import suites
+from dicomguard.lab.benchmark.cell import Cell
+from dicomguard.lab.benchmark.profile import PROFILES, named
+from dicomguard.lab.benchmark.suites import adaptive, planning
+from dicomguard.lab.benchmark.suites.planning import Plan, Where
+
+
+@pytest.fixture
+def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Where:
+    """Plans without data: what a set consists of is not looked at."""
+    monkeypatch.setattr(planning, "data_digest", lambda name, side, _where: f"{name}-{side}")
+    for suite in ("noise_consistency", "joel2023", "adaptive", "natural", "certified"):
+        module = __import__(f"dicomguard.lab.benchmark.suites.{suite}", fromlist=["required"])
+        monkeypatch.setattr(module, "required", lambda _where, _names: None)
+    return Where(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("suite", suites.SUITES)
+def test_every_suite_has_a_plan_of_every_size(suite: str, profile: str, where: Where) -> None:
+    made = suites.plan(suite, named(profile), where)
+    cells = made.everything()
+    assert len({cell.key for cell in cells}) == len(cells)
+    assert made.cells.keys() == suites.plan(suite, named(profile), where).cells.keys()
+    again = {cell.key for cell in suites.plan(suite, named(profile), where).everything()}
+    assert again == {cell.key for cell in cells}, "the same plan twice is the same cells"
+
+
+def test_the_grids_are_those_of_the_papers(where: Where) -> None:
+    cells = suites.plan("noise-consistency", named("cpu"), where).everything()
+    judged = [cell for cell in cells if cell.kind == "judge"]
+    assert len(judged) == 9, "three families, three image sets"
+    for cell in judged:
+        roles = {role for role, _ in cell.needs}
+        assert {f"attack: {name}" for name in ("early-stopped FGSM", "DeepFool", "PGD 0.016")} <= roles
+        levels = dict(cell.needs)["validation"].given
+        assert levels["split"] == "validation", "the paper's level is not chosen on test files"
+    taught = [cell for cell in suites.plan("joel2023", named("cpu"), where).everything() if cell.kind == "taught"]
+    assert {dict(c.needs)["victim"].given["data_set"] for c in taught} == {"brain_mri", "lung_ct", "breast_us"}
+    assert {c.given["protocol"] for c in taught} == {"closed", "paper"}
+
+
+def test_a_victim_is_trained_once_for_all_suites(where: Where) -> None:
+    def victims(suite: str) -> set[str]:
+        return {cell.key for cell in suites.plan(suite, named("cpu"), where).everything() if cell.kind == "victim"}
+
+    assert victims("adaptive") <= victims("noise-consistency")
+    assert victims("natural") == victims("noise-consistency")
+
+
+def test_an_unknown_suite_or_profile_is_named(where: Where) -> None:
+    with pytest.raises(DicomguardError, match="there is no suite odd"):
+        suites.plan("odd", named("smoke"), where)
+    with pytest.raises(DicomguardError, match="there is no profile huge"):
+        named("huge")
+
+
+def test_missing_data_are_found_before_anything_is_computed(tmp_path: Path) -> None:
+    with pytest.raises(DicomguardError, match=r"cannot be opened: chest_xray.*fundus"):
+        planning.required(Where(tmp_path, tmp_path), ["chest_xray", "fundus"])
+
+
+def test_tables_are_written_when_all_cells_are_there(tmp_path: Path) -> None:
+    cell = Cell.of("number", 1, "n", value=1)
+    made = Plan(
+        "toy", replace(named("smoke"), reductions=("small",)), {"n": cell}, lambda found: {"all": found["n"]["v"]}
+    )
+    with pytest.raises(DicomguardError, match="is not computed"):
+        suites.write(made, tmp_path, tmp_path / "results", command="c")
+    assert not (tmp_path / "results").exists()
+    cell.folder(tmp_path).mkdir(parents=True)
+    cell.keep(tmp_path, {"v": 7})
+    path = suites.write(made, tmp_path, tmp_path / "results", command="dicomguard lab benchmark")
+    written = json.loads(path.read_text())
+    assert path.name == "lab-toy-smoke.json"
+    assert written["all"] == 7
+    assert written["cells"] == {"n": cell.key}
+    assert written["command"] == "dicomguard lab benchmark"
+    assert [p.name for p in (tmp_path / "results").iterdir()] == [path.name]
+
+
+def test_the_cost_of_being_unseen() -> None:
+    succeeded = {"PGD, eps 0.001": ["a"], "PGD, eps 0.004": ["a", "b", "c"], "EOT, eps 0.002": ["b"]}
+    unseen = {"PGD, eps 0.004": ["a"], "EOT, eps 0.016": ["b", "c"]}
+    found = adaptive.cost(succeeded, unseen)
+    assert found["files"] == 3
+    assert found["success"] == 0.002  # of .001, .002, .004
+    assert found["undetected"] == 0.016  # of .004, .016, .016
+    assert found["factor"] == 8
+    beyond = adaptive.cost(succeeded, {"PGD, eps 0.004": ["a"]})
+    assert beyond["undetected"] is None
+    assert beyond["factor"] is None
+    assert adaptive.cost({}, {})["files"] == 0
+    assert adaptive.cost(succeeded, succeeded)["factor"] == 1
+    assert math.isfinite(found["factor"])
