@@ -15,6 +15,7 @@ from dicomguard.errors import DicomguardError
 if TYPE_CHECKING:  # torch, imported when the command runs
     from dicomguard.lab.benchmark.cell import Cell
     from dicomguard.lab.benchmark.runner import Outcome
+    from dicomguard.lab.benchmark.suites.planning import Plan
 
 DataOption = Annotated[
     Path, typer.Option("--data", envvar="DICOMGUARD_TEST_DATA", help="The folder that holds the image sets.")
@@ -53,21 +54,23 @@ def benchmark(
     twice. Tables are written when all cells of a suite are there.
     """
     from dicomguard.lab.benchmark import suites
+    from dicomguard.lab.benchmark.cell import in_order
     from dicomguard.lab.benchmark.kinds import KINDS
     from dicomguard.lab.benchmark.profile import named
-    from dicomguard.lab.benchmark.runner import Runner
+    from dicomguard.lab.benchmark.runner import Runner, alone_in
     from dicomguard.lab.benchmark.suites.planning import Where
     from dicomguard.lab.command import line
 
-    plans = [suites.plan(name, named(profile), Where(data, work)) for name in suite]
+    plans = [suites.plan(name, named(profile), Where(data, work, device)) for name in suite]
     chosen = {plan.name: [cell for name, cell in plan.cells.items() if only in name] for plan in plans}
     if not any(chosen.values()):
         raise DicomguardError(f"no cell has {only!r} in its name.", advice="Run with --list to see the names.")
-    if list_only:
-        _list([cell for plan in plans for cell in plan.everything()], work, as_json=as_json)
-        return
-    command = line("dicomguard lab benchmark", sys.argv[3:])
     wanted = [cell for cells in chosen.values() for cell in cells]
+    if list_only:
+        _list(in_order(wanted), work, as_json=as_json)
+        return
+    _require(device)
+    command = line("dicomguard lab benchmark", sys.argv[3:])
     with Bars(quiet=as_json or not console.is_terminal) as bars:
         runner = Runner(
             KINDS,
@@ -77,14 +80,39 @@ def benchmark(
             device=device,
             show=lambda cell, share: bars(cell.title, round(100 * share), 100),
         )
-        outcome = runner.run(wanted)
+        with alone_in(work):
+            outcome = runner.run(wanted)
     written = [
-        suites.write(plan, work, results, command=command)
-        for plan in plans
-        if all(cell.result(work) is not None for cell in plan.cells.values())
+        suites.write(plan, work, results, command=command) for plan in plans if _is_new(plan, outcome, results, work)
     ]
     _tell(outcome, written, as_json=as_json)
     raise typer.Exit(1 if outcome.failed else 0)
+
+
+def _require(device: str) -> None:
+    """Refuse a device that is not there before the first cell.
+
+    Raises:
+        DicomguardError: it cannot be used.
+
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DicomguardError(
+            f"device {device} cannot be used: {' '.join(str(error).split())[:200]}.", advice="Use cpu, or leave it out."
+        ) from error
+
+
+def _is_new(plan: Plan, outcome: Outcome, results: Path, work: Path) -> bool:
+    """Whether all cells of a suite are there, and its table is not, or rests on something that was computed now."""
+    if any(cell.result(work) is None for cell in plan.cells.values()):
+        return False
+    fresh = {cell.key for cell in outcome.done}
+    has_table = (results / f"lab-{plan.name}-{plan.profile.name}.json").exists()
+    return not has_table or any(cell.key in fresh for cell in plan.everything())
 
 
 def _list(cells: list[Cell], work: Path, *, as_json: bool) -> None:

@@ -1,9 +1,9 @@
 """One piece of a benchmark: what it is made of, and the folder that its result is kept in.
 
-A cell is named by the hash of everything that its result depends on: its kind and the edition of the code behind it,
-its settings, the data, and the cells that it needs. Its folder holds what it leaves for other cells; `result.json` is
-written last, by renaming, so that nothing half-written is taken for a result. What an interrupted cell had kept in its
-folder is there when it starts again.
+A cell is named by the hash of what its result depends on: its kind, the code behind it, its settings (among them what
+the data consist of, and the device), and the cells that it needs. Its folder holds what it leaves for other cells;
+`result.json` is written last, by renaming, so that nothing half-written is taken for a result. What an interrupted cell
+had kept in its folder is there when it starts again.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """`kind` says which function makes it (`kinds`), `edition` which state of that function; `title` is for people.
+    """`kind` says which function makes it (`kinds`), `made_by` which state of that code; `title` is for people.
 
     `settings`: JSON text. `needs`: other cells by the role that they play. The title is no part of the key.
     """
 
     kind: str
-    edition: int
+    made_by: str
     title: str
     settings: str
     needs: tuple[tuple[str, Cell], ...]
 
     @classmethod
-    def of(cls, kind: str, edition: int, title: str, needs: Mapping[str, Cell] | None = None, **settings: Any) -> Self:
+    def of(cls, kind: str, made_by: str, title: str, needs: Mapping[str, Cell] | None = None, **settings: Any) -> Self:
         """A cell with settings that JSON knows.
 
         Raises:
             TypeError: a setting that JSON does not know.
 
         """
-        return cls(kind, edition, title, json.dumps(settings, sort_keys=True), tuple(sorted((needs or {}).items())))
+        return cls(kind, made_by, title, json.dumps(settings, sort_keys=True), tuple(sorted((needs or {}).items())))
 
     @property
     def key(self) -> str:
         """Twelve hex digits that stand for all inputs."""
-        return name_of(self.kind, self.edition, self.settings, [(role, cell.key) for role, cell in self.needs])
+        return name_of(self.kind, self.made_by, self.settings, [(role, cell.key) for role, cell in self.needs])
 
     @property
     def given(self) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
@@ -26,101 +27,148 @@ from dicomguard.lab.figures import share
 from dicomguard.scoring.scorer import Scorer
 
 _MIDDLE = 2  # the place of 3 % among the noise levels of one to five
+AT_RATE = "noise check of the paper, at the promised rate"
+"""The paper's score against a conformal threshold instead of its 2 std, so that it can be compared with the others."""
+
+Maker = Callable[[float], Detector]
+"""A fresh detector for a promised false-alarm rate; most do not depend on it."""
 
 
-def detectors(scorer: Scorer, *, has_guard: bool) -> list[Callable[[], Detector]]:
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What every detector is judged on.
+
+    A third of the calibration's groups (`reference`) fit a detector, the others (`held_back`) set its threshold.
+    `validation`: attacked files by which the paper's noise level is chosen. `shifts`: clean test files with a natural
+    change.
+    """
+
+    reference: Files
+    held_back: Files
+    clean: Files
+    validation: Files | None
+    attacks: Mapping[str, Attacked]
+    shifts: Mapping[str, Files]
+
+    @classmethod
+    def of(
+        cls,
+        calibration: Files,
+        clean: Files,
+        validation: Attacked,
+        attacks: Mapping[str, Attacked],
+        shifts: Mapping[str, Files],
+    ) -> Self:
+        """Divide the calibration by group."""
+        is_fitted_on = np.array([is_reference(group) for group in calibration.groups], bool)
+        held_back = calibration.only(~is_fitted_on)
+        return cls(calibration.only(is_fitted_on), held_back, clean, validation.files, attacks, shifts)
+
+    @property
+    def has_guard(self) -> bool:
+        """Whether the files were looked at with a guard."""
+        return bool(len(self.clean)) and self.clean.sight.evidence[0].guard_share is not None
+
+
+def makers(scorer: Scorer, *, has_guard: bool) -> list[Maker]:
     """All that need no attacked files to be fitted; the paper's check chooses its level by those of validation."""
 
     def log_odds(pixels: Any) -> Any:
         return scorer.log_odds(pixels)
 
-    found: list[Callable[[], Detector]] = [
-        NoiseCheck,
-        lambda: Ours(scorer.noise, with_guard=has_guard),
-        lambda: FixedLevel(Fixed.PROBABILITY, _MIDDLE),
-        lambda: FixedLevel(Fixed.LOGIT, _MIDDLE),
-        lambda: FixedLevel(Fixed.MARGIN),
-        lambda: Mahalanobis(victim_layers(scorer)),
-        NearestNeighbours,
-        UnimodalGaussian,
-        lambda: FeatureSqueezing(log_odds),
-        Confidence,
+    found: list[Maker] = [
+        lambda _: NoiseCheck(),
+        lambda alpha: Ours(scorer.noise, with_guard=has_guard, alpha=alpha),
+        lambda _: FixedLevel(Fixed.PROBABILITY, _MIDDLE),
+        lambda _: FixedLevel(Fixed.LOGIT, _MIDDLE),
+        lambda _: FixedLevel(Fixed.MARGIN),
+        lambda _: Mahalanobis(victim_layers(scorer)),
+        lambda _: NearestNeighbours(),
+        lambda _: UnimodalGaussian(),
+        lambda _: FeatureSqueezing(log_odds),
+        lambda _: Confidence(),
     ]
     if has_guard:
-        found[2:2] = [lambda: Ours(scorer.noise, with_guard=False), GuardShare]
+        found[2:2] = [lambda alpha: Ours(scorer.noise, with_guard=False, alpha=alpha), lambda _: GuardShare()]
     return found
 
 
 def judge_all(
     scorer: Scorer,
-    calibration: Files,
-    clean: Files,
-    validation: Attacked | None,
-    attacks: Mapping[str, Attacked],
-    shifts: Mapping[str, Files],
+    material: Material,
     *,
     alphas: Sequence[float] = judge.ALPHAS,
     tell: Callable[[float], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """One row for each detector: `files` and `floats`, what it makes of attacks after rounding and before.
 
-    `shifts`: clean files with a natural change; a row counts the false alarms on each at the first alpha's threshold,
-    the paper's check at its theta. `unseen`: keys of the files that an attack changed without being seen there.
-
-    A third of the calibration's groups fit a detector, the others set its threshold. A detector that cannot be fitted
-    on this victim has a row that says why.
+    At its first threshold (the paper's check at its theta), `shifts` counts the false alarms on each natural change,
+    and `unseen` names the files that an attack changed without being seen; None where there is no threshold. A
+    detector that cannot be fitted on this victim has a row that says why.
     """
-    reference = np.array([is_reference(group) for group in calibration.groups], bool)
-    fitted_on, held_back = calibration.only(reference), calibration.only(~reference)
-    has_guard = bool(len(calibration)) and calibration.sight.evidence[0].guard_share is not None
-    rows = []
-    makers = detectors(scorer, has_guard=has_guard)
-    for place, make in enumerate(makers):
-        detector = make()
-        row = _row(detector, calibration, fitted_on, held_back, clean, validation, attacks, shifts, alphas)
-        rows.append({"detector": detector.name, **row})
-        tell((place + 1) / len(makers))
+    rows: list[dict[str, Any]] = []
+    wanted = makers(scorer, has_guard=material.has_guard)
+    for place, make in enumerate(wanted):
+        detector = make(alphas[0])
+        try:
+            _fit(detector, material)
+        except DicomguardError as error:
+            rows.append({"detector": detector.name, "none_because": str(error)})
+            continue
+        scored = _Scored(detector, material)
+        if isinstance(detector, NoiseCheck):
+            theirs = scored.row(detector.name, alphas, detector.theta)
+            rows.append({**theirs, "level": detector.level, "thetas": detector.thetas.tolist()})
+            rows.append(scored.row(AT_RATE, alphas, None))
+        else:
+            rows.append(scored.row(detector.name, alphas, None))
+        if isinstance(detector, Ours):  # its margin floor belongs to one rate
+            _for_each_rate(make, rows[-1], material, alphas)
+        tell((place + 1) / len(wanted))
     return rows
 
 
-def _row(
-    detector: Detector,
-    calibration: Files,
-    fitted_on: Files,
-    held_back: Files,
-    clean: Files,
-    validation: Attacked | None,
-    attacks: Mapping[str, Attacked],
-    shifts: Mapping[str, Files],
-    alphas: Sequence[float],
-) -> dict[str, Any]:
-    chosen_by = None if validation is None or validation.files is None else validation.files.sight
-    # The paper's theta is twice the spread of all that is answered rightly; nothing else of its check is learned.
-    is_paper = isinstance(detector, NoiseCheck)
-    learned = calibration.only(calibration.right) if is_paper else fitted_on
-    try:
-        detector.fit(learned.sight, chosen_by)
-    except DicomguardError as error:
-        return {"none_because": str(error)}
-    seen = judge.Clean(clean.keys, detector.scores(clean.sight), clean.right, clean.margins)
-    bars = held_back if not is_paper else calibration
-    theta = detector.theta if isinstance(detector, NoiseCheck) else None
-    calibrated = detector.scores(bars.sight)
-    found: dict[str, Any] = {}
-    for kind in ("files", "floats"):
-        of_kind = {name: _attacked(detector, one, kind) for name, one in attacks.items()}
-        found[kind] = judge.judge(detector.name, calibrated, seen, of_kind, alphas=alphas, theta=theta)
-    bar = theta if theta is not None else found["files"]["points"][0].get("threshold")
-    found["shifts"] = (
-        {}
-        if bar is None
-        else {name: share(judge.flags(detector.scores(one.sight), bar)) for name, one in shifts.items()}
-    )
-    found["unseen"] = {} if bar is None else {name: _unseen(detector, one, bar) for name, one in attacks.items()}
-    if isinstance(detector, NoiseCheck):
-        found["level"] = detector.level
-        found["thetas"] = detector.thetas.tolist()
-    return found
+def _fit(detector: Detector, material: Material) -> None:
+    """Raises DicomguardError where it cannot be fitted."""
+    learned = material.reference
+    if isinstance(detector, NoiseCheck):  # its theta is the spread of what is answered rightly
+        learned = learned.only(learned.right)
+    detector.fit(learned.sight, None if material.validation is None else material.validation.sight)
+
+
+def _for_each_rate(make: Maker, row: dict[str, Any], material: Material, alphas: Sequence[float]) -> None:
+    """Put in place of the later operating points those of detectors that were fitted for them."""
+    for place, alpha in enumerate(alphas[1:], start=1):
+        detector = make(alpha)
+        _fit(detector, material)
+        own = _Scored(detector, material).row(detector.name, [alpha], None)
+        for kind in ("files", "floats"):
+            row[kind]["points"][place] = own[kind]["points"][0]
+
+
+class _Scored:
+    """One fitted detector's scores of everything, each computed once."""
+
+    def __init__(self, detector: Detector, material: Material) -> None:
+        clean = material.clean
+        self._calibrated = detector.scores(material.held_back.sight)
+        self._clean = judge.Clean(clean.keys, detector.scores(clean.sight), clean.right, clean.margins)
+        self._shifts = {name: detector.scores(files.sight) for name, files in material.shifts.items()}
+        self._attacked = {
+            kind: {name: _attacked(detector, one, kind) for name, one in material.attacks.items()}
+            for kind in ("files", "floats")
+        }
+
+    def row(self, name: str, alphas: Sequence[float], theta: float | None) -> dict[str, Any]:
+        found: dict[str, Any] = {"detector": name}
+        for kind, of_kind in self._attacked.items():
+            found[kind] = judge.judge(name, self._calibrated, self._clean, of_kind, alphas=alphas, theta=theta)
+        bar = theta if theta is not None else found["files"]["points"][0].get("threshold")
+        found["shifts"] = found["unseen"] = None
+        if bar is not None:
+            found["shifts"] = {shift: share(judge.flags(scores, bar)) for shift, scores in self._shifts.items()}
+            found["unseen"] = {attack: _unseen(one, bar) for attack, one in self._attacked["files"].items()}
+        return found
 
 
 def _attacked(detector: Detector, one: Attacked, kind: str) -> judge.Attacked:
@@ -133,11 +181,9 @@ def _attacked(detector: Detector, one: Attacked, kind: str) -> judge.Attacked:
     return judge.Attacked(tuple(a.key for a in one.attempts), scores, hits)
 
 
-def _unseen(detector: Detector, one: Attacked, bar: float) -> list[str]:
-    if one.files is None:
-        return []
-    seen = judge.flags(detector.scores(one.files.sight), bar)
-    return [key for key, is_seen in zip(one.files.keys, seen, strict=True) if not is_seen]
+def _unseen(one: judge.Attacked, bar: float) -> list[str]:
+    passed = one.succeeded & ~judge.flags(one.scores, bar)
+    return [key for key, is_unseen in zip(one.keys, passed, strict=True) if is_unseen]
 
 
 def described(one: Attacked) -> dict[str, Any]:

@@ -6,11 +6,13 @@ A worker that dies (out of memory, killed) fails its cell and no other.
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing as mp
 import queue
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -100,6 +102,25 @@ def compute(
     return result
 
 
+@contextmanager
+def alone_in(work: Path) -> Iterator[None]:
+    """Keep a second run out of a work folder: both would compute, and write, the same cells.
+
+    Raises:
+        DicomguardError: another run is there.
+
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DicomguardError(
+                f"another run computes in {work}.", advice="Wait for it, or choose another --work."
+            ) from error
+        yield
+
+
 @dataclass(slots=True)
 class _Running:
     cell: Cell
@@ -142,6 +163,9 @@ class Runner:
         try:
             while waiting or running:
                 self._start(waiting, running, outcome, told)
+                if waiting and not running:  # nothing can start: what one of them needs has been taken away
+                    outcome.failed += [(cell, "a result that it needs is gone; run again") for cell in waiting]
+                    break
                 self._listen(running, told)
                 self._collect(running, outcome)
         finally:

@@ -16,7 +16,8 @@ class Collection:
     `labels`: the answer of a case is the place of its label here. `source`: what to cite. `stands_in_for`: the data set
     of a paper that this one is used in place of. `limits`: sentences for reports, on what the figures cannot show.
     `bits`: stored bits of the pictures' files; `planes`: 1 in gray, 3 in RGB. `salt`: what the hash that divided the
-    groups was salted with. `left_out`: what does not take part, in words, with numbers and names.
+    groups was salted with. `left_out`: what does not take part, in words, with numbers and names. `content`: SHA-256
+    over every picture's samples.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Collection:
     limits: tuple[str, ...] = ()
     salt: str = ""
     left_out: tuple[str, ...] = ()
+    content: str = ""
 
     def cases(self, split: Split) -> list[Case]:
         """The cases of one split, in an order that says nothing about them: any beginning is a fair draw.

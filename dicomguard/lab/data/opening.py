@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -97,6 +98,7 @@ def open_collection(
         limits=(*listing.limits, *shrunk, *left),
         salt=divided.salt,
         left_out=divided.left_out,
+        content=hashlib.sha256("\n".join(sorted(inventory.digests)).encode()).hexdigest(),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dicomguard.lab.benchmark.judging import AT_RATE
 from dicomguard.lab.report.curves import Curve, bars, shares
 from dicomguard.lab.report.words import counted, rate, table
 
@@ -34,6 +35,8 @@ def adaptive(found: Result, figures: Path) -> Iterator[str]:
             yield f"**{name}** (false alarms {rate(row['clean'])})\n"
             yield table(["attack", *(f"eps {eps}" for eps in budgets)], _rates(row["undetected_success"], budgets))
             yield _verdict(name, row["undetected_success"])
+        for name, why in one["none_because"].items():
+            yield f"**{name}** is not judged here: {why}\n"
         yield _costs(one["detectors"])
         panels = {
             name: [
@@ -41,7 +44,7 @@ def adaptive(found: Result, figures: Path) -> Iterator[str]:
                 for attack, points in _by_attack(row["undetected_success"]).items()
             ]
             for name, row in detectors.items()
-            if name in ("noise check of the paper", "ours", "ours, without the guard")
+            if name in (AT_RATE, "ours", "ours, without the guard")
         }
         if panels:
             file = f"adaptive-{one['family']}-{one['data_set']}.png"

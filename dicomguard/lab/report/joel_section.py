@@ -8,7 +8,7 @@ from typing import Any
 
 from dicomguard.lab.report import papers
 from dicomguard.lab.report.curves import Curve, shares
-from dicomguard.lab.report.words import counted, percent, rate, table
+from dicomguard.lab.report.words import counted, of_data_sets, percent, rate, table
 
 Result = Mapping[str, Any]
 _SHOWN = ("0.004", "0.008")
@@ -22,6 +22,7 @@ def section(found: Result, figures: Path) -> Iterator[str]:
     closed = [one for one in main if one["protocol"] == "closed" and one["victim"] == "plain"]
     yield "### Victims\n"
     yield _victims(grid)
+    yield from of_data_sets(one["training"] for one in grid)
     yield "### Detectors (Table 1)\n"
     yield (
         "Accuracy on clean and attacked pictures together, percent; leaks closed: the epoch is chosen on validation"
@@ -77,6 +78,18 @@ def _detectors(grid: Sequence[Result]) -> str:
     return table(["data set", "taught on", "detector", *columns], rows)
 
 
+def _reductions(grid: Sequence[Result]) -> Iterator[str]:
+    """What the detectors' names do not say: which networks they really are."""
+    words: dict[str, dict[str, None]] = {}
+    for one in grid:
+        for row in one["rows"]:
+            words.setdefault(row["detector"], {}).update(dict.fromkeys(row["reductions"]))
+    for name, found in words.items():
+        if found:
+            yield f"- **{name}**, reduced against the paper: {'; '.join(found)}."
+    yield ""
+
+
 def _leaks(grid: Sequence[Result]) -> Iterator[str]:
     plain = [one for one in grid if one["victim"] == "plain"]
     by_protocol = {(one["data_set"], one["protocol"]): one for one in plain}
@@ -85,14 +98,16 @@ def _leaks(grid: Sequence[Result]) -> Iterator[str]:
         if protocol != "paper" or (data_set, "closed") not in by_protocol:
             continue
         for row, other in zip(one["rows"], by_protocol[data_set, "closed"]["rows"], strict=True):
-            rows.append([data_set, row["detector"], rate(row["accuracy"]), rate(other["accuracy"])])
+            shared = row["shared_patients"]
+            rows.append([data_set, row["detector"], rate(row["accuracy"]), shared, rate(other["accuracy"])])
     if rows:
         yield "### What the leaks were worth\n"
         yield (
-            "*As published*: the epoch is chosen on the test pictures, pictures of one patient stand on both sides, and"
-            " attacked pictures are floats while clean ones are k/255. Accuracy on the attack that taught, percent.\n"
+            "*As published*: the epoch is chosen on the test pictures, the split is by picture, and attacked pictures"
+            " are floats while clean ones are k/255. Accuracy on the attack that taught, percent; *shared*: test"
+            " pictures of patients whose other pictures taught (none where a set has one picture for each group).\n"
         )
-        yield table(["data set", "detector", "as published", "leaks closed"], rows)
+        yield table(["data set", "detector", "as published", "shared", "leaks closed"], rows)
 
 
 def _control(grid: Sequence[Result]) -> str:
@@ -132,9 +147,9 @@ def _defences(found: Result, grid: Sequence[Result]) -> Iterator[str]:
                 ]
             )
     yield (
-        f"Under {name}; in brackets what the paper prints for its task. *A1* is its own count, in which attacked"
-        " pictures that are rejected vanish; *A2* counts them as right; *A3* is the share of attacked pictures that"
-        " pass with a wrong answer (lower is better). Percent.\n"
+        f"Under {name}; in brackets what the paper prints for its own data set, which the one here stands in for."
+        " *A1* is its own count, in which attacked pictures that are rejected vanish; *A2* counts them as right; *A3* is"
+        " the share of attacked pictures that pass with a wrong answer (lower is better). Percent.\n"
     )
     columns = ["nothing", "detection, A1", "adversarial training", "both, A1"]
     apart = ["detection, A2", "detection, A3", "both, A2", "both, A3"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dicomguard.lab.benchmark.judging import AT_RATE
 from dicomguard.lab.report import papers
-from dicomguard.lab.report.words import both, counted, mean, percent, rate, table
+from dicomguard.lab.report.words import both, counted, mean, of_data_sets, percent, rate, table
 
 Result = Mapping[str, Any]
 EARLY = ("early-stopped FGSM", "early-stopped BIM", "early-stopped PGD", "DeepFool")
@@ -20,6 +21,7 @@ def section(found: Result) -> Iterator[str]:
     yield _victims(grid)
     low, high = papers.TABLE_1["AUC"]
     yield f"The paper's victims: accuracy and recall .89 to .99, AUC .{low} to {high / 100:.2f}.\n"
+    yield from of_data_sets(one["victim"]["training"] for one in grid)
     yield "### Detection (Table 2)\n"
     yield (
         "TPR on successful attacks | FPR on clean files that the victim answers rightly, percent. *Floats*: before"
@@ -91,7 +93,7 @@ def _detection(grid: Sequence[Result]) -> str:
     for one in grid:
         for attack in one["attacks"]:
             paper, own, distance = named(one, _PAPER), ours(one), named(one, "Mahalanobis")
-            low = named(one, "low margin")
+            low, at_rate = named(one, "low margin"), named(one, AT_RATE)
             rows.append(
                 [
                     one["family"],
@@ -101,6 +103,7 @@ def _detection(grid: Sequence[Result]) -> str:
                     one["attacks"][attack]["succeeded"],
                     _cell(paper, attack, "floats"),
                     _cell(paper, attack, "files"),
+                    _cell(at_rate, attack, "files"),
                     _cell(own, attack, "floats"),
                     _cell(own, attack, "files"),
                     _cell(distance, attack, "files"),
@@ -116,6 +119,7 @@ def _detection(grid: Sequence[Result]) -> str:
             "files",
             "paper, floats",
             "paper, files",
+            "paper at 5 %, files",
             "ours, floats",
             "ours, files",
             "Mahalanobis, files",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Share = Mapping[str, Any]
@@ -48,3 +48,14 @@ def mean(values: Iterable[float | None]) -> float | None:
 def percent(value: float | None) -> str:
     """`96.1`."""
     return "-" if value is None else f"{100 * value:.1f}"
+
+
+def of_data_sets(trainings: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """What each data set stands in for, and what it cannot show, from the reports of the victims trained on it."""
+    seen: dict[str, Mapping[str, Any]] = {}
+    for one in trainings:
+        seen.setdefault(one["data_set"], one)
+    for name, one in seen.items():
+        other = one["stands_in_for"]["data_set"]
+        yield f"- **{name}**{f', in place of {other}' if other else ''}. {' '.join(one['limits'])}".rstrip()
+    yield ""

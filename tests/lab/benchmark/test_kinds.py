@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.attacking import load_attacked
 from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.files import load_files
@@ -31,13 +30,13 @@ class World:
         self.root = root
         self.data = root / "data"
         class_folders(self.data / "blobs", {"ill": 70, "normal": 70})
-        self.victim = Cell.of("victim", 1, "train toy on blobs", data_set="blobs", side=None)
+        self.victim = Cell.of("victim", "1", "train toy on blobs", data_set="blobs", side=None)
         write_small(self.victim.folder(self.root) / BUNDLE, size=32, levels=(0.01, 0.03, 0.05), repeats=2)
         self.victim.keep(self.root, {"title": self.victim.title, "settings": self.victim.given})
-        self.clean = Cell.of("clean", 1, "clean", {"victim": self.victim}, calibration=None, test=None)
+        self.clean = Cell.of("clean", "1", "clean", {"victim": self.victim}, calibration=None, test=None)
 
     def attack(self, name: str, *, split: str = "test", wanted: int = 4) -> Cell:
-        return Cell.of("attack", 1, name, {"victim": self.victim}, attack=name, split=split, wanted=wanted, cases=24)
+        return Cell.of("attack", "1", name, {"victim": self.victim}, attack=name, split=split, wanted=wanted, cases=24)
 
     def run(self, cell: Cell, told: list[float] | None = None) -> Result:
         def tell(share: float) -> None:
@@ -110,11 +109,11 @@ def judged(world: World, **more: Cell) -> Cell:
         **{f"attack: {name}": world.attack(name) for name in ATTACKS},
         **more,
     }
-    return Cell.of("judge", 1, "judge", needs, alphas=[0.2])
+    return Cell.of("judge", "1", "judge", needs, alphas=[0.2])
 
 
 def test_every_detector_is_judged_or_says_why_not(world: World) -> None:
-    shift = Cell.of("shift", 1, "noise", {"victim": world.victim}, shift="Gaussian noise, 3 %", cases=12)
+    shift = Cell.of("shift", "1", "noise", {"victim": world.victim}, shift="Gaussian noise, 3 %", cases=12)
     world.run(shift)
     told: list[float] = []
     found = world.run(judged(world, **{"shift: Gaussian noise, 3 %": shift}), told)
@@ -135,9 +134,9 @@ def test_every_detector_is_judged_or_says_why_not(world: World) -> None:
                 assert one["detected"]["count"] == attempts["succeeded" if kind == "files" else "flipped"]
                 unseen = one["success"]["hits"] - one["detected"]["hits"]
                 assert one["undetected_success"]["hits"] == unseen
-                if kind == "files":
+                if kind == "files" and row["unseen"] is not None:
                     assert len(row["unseen"][name]) == unseen
-        assert row["shifts"] == {} or row["shifts"]["Gaussian noise, 3 %"]["count"] == 12
+        assert row["shifts"] is None or row["shifts"]["Gaussian noise, 3 %"]["count"] == 12
     fitted = [row for row in found["rows"] if "files" in row]
     assert len(fitted) >= 5
     assert set(found["succeeded"]) == set(ATTACKS)
@@ -145,18 +144,17 @@ def test_every_detector_is_judged_or_says_why_not(world: World) -> None:
 
 def test_figures_are_drawn_of_what_succeeded(world: World) -> None:
     needs = dict(judged(world).needs)
-    found = world.run(Cell.of("pictures", 1, "pictures", needs, attacks=ATTACKS))
-    cell = Cell.of("pictures", 1, "pictures", needs, attacks=ATTACKS)
+    found = world.run(Cell.of("pictures", "1", "pictures", needs, attacks=ATTACKS))
+    cell = Cell.of("pictures", "1", "pictures", needs, attacks=ATTACKS)
     assert "bubbles.png" in found["files"]
     for name in found["files"]:
         assert (cell.folder(world.root) / name).stat().st_size > 5000
-    nothing = Cell.of("pictures", 1, "nothing", needs | {"attack: none": _nothing(world)}, attacks=["none"])
-    with pytest.raises(DicomguardError, match="nothing to draw"):
-        world.run(nothing)
+    nothing = Cell.of("pictures", "1", "nothing", needs | {"attack: none": _nothing(world)}, attacks=["none"])
+    assert world.run(nothing)["files"] == [], "a missing figure keeps no table back"
 
 
 def _nothing(world: World) -> Cell:
-    cell = Cell.of("attack", 1, "none", {"victim": world.victim}, attack="none")
+    cell = Cell.of("attack", "1", "none", {"victim": world.victim}, attack="none")
     folder = cell.folder(world.root)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "0000-attempts.json").write_text(json.dumps({"attempts": [], "floats": False, "files": False}))
@@ -165,7 +163,7 @@ def _nothing(world: World) -> Cell:
 
 
 def test_noise_is_an_attack_only_when_it_is_strong(world: World) -> None:
-    found = world.run(Cell.of("noise", 1, "noise", {"victim": world.victim}, cases=20))
+    found = world.run(Cell.of("noise", "1", "noise", {"victim": world.victim}, cases=20))
     rates = [found["success"][name]["hits"] for name in ("0.01", "0.32")]
     assert rates[0] <= rates[1]
     assert found["success"]["0.01"]["count"] == found["success"]["0.32"]["count"] > 0
@@ -177,7 +175,7 @@ def test_noise_is_an_attack_only_when_it_is_strong(world: World) -> None:
 )
 def test_an_attacker_who_knows_the_detector_keeps_the_budget(world: World, name: str) -> None:
     needs = {"victim": world.victim, "clean": world.clean}
-    cell = Cell.of("adaptive", 1, name, needs, attack=name, eps=0.016, cases=4)
+    cell = Cell.of("adaptive", "1", name, needs, attack=name, eps=0.016, cases=4)
     found = world.run(cell)
     kept = load_attacked(cell.folder(world.root))
     assert found["tried"] == len(kept.attempts) >= 1
@@ -187,7 +185,7 @@ def test_an_attacker_who_knows_the_detector_keeps_the_budget(world: World, name:
 
 def test_a_guard_of_its_own_for_a_budget(world: World) -> None:
     found = world.run(
-        Cell.of("certified", 1, "guard", {"victim": world.victim}, eps=0.004, pictures=20, epochs=1, cases=6)
+        Cell.of("certified", "1", "guard", {"victim": world.victim}, eps=0.004, pictures=20, epochs=1, cases=6)
     )
     assert found["certified"]["count"] == 6
     assert found["eps"] == 0.004
@@ -195,7 +193,7 @@ def test_a_guard_of_its_own_for_a_budget(world: World) -> None:
 
 def test_detectors_are_taught_on_pairs(world: World) -> None:
     def pairs(attack: str | None, eps: float) -> Cell:
-        cell = Cell.of("pairs", 1, f"{attack}", {"victim": world.victim}, attack=attack, eps=eps, cases=40)
+        cell = Cell.of("pairs", "1", f"{attack}", {"victim": world.victim}, attack=attack, eps=eps, cases=40)
         world.run(cell)
         return cell
 
@@ -207,7 +205,7 @@ def test_detectors_are_taught_on_pairs(world: World) -> None:
         "BIM 0.016": taught_on,
         "random noise 0.016": noise,
     }
-    found = world.run(Cell.of("taught", 1, "five", needs, protocol="closed", small=True, seed=0))
+    found = world.run(Cell.of("taught", "1", "five", needs, protocol="closed", small=True, seed=0))
     assert len(found["rows"]) == 5
     for row in found["rows"]:
         own, other = row["tests"]["BIM 0.016"], row["tests"]["random noise 0.016"]

@@ -19,28 +19,28 @@ def kinds(monkeypatch: pytest.MonkeyPatch):
 
 
 def number(value: int, **more: object) -> Cell:
-    return Cell.of("number", 1, f"number {value}", value=value, **more)
+    return Cell.of("number", "1", f"number {value}", value=value, **more)
 
 
 def total(*cells: Cell, **more: object) -> Cell:
-    return Cell.of("total", 1, "total", {f"n{place}": cell for place, cell in enumerate(cells)}, **more)
+    return Cell.of("total", "1", "total", {f"n{place}": cell for place, cell in enumerate(cells)}, **more)
 
 
 def test_the_key_stands_for_every_input_and_not_for_the_title() -> None:
     one = number(1)
     others = [
         number(2),
-        Cell.of("number", 2, "number 1", value=1),
-        Cell.of("other", 1, "number 1", value=1),
-        Cell.of("number", 1, "number 1", {"a": number(3)}, value=1),
-        Cell.of("number", 1, "number 1", {"b": number(3)}, value=1),
-        Cell.of("number", 1, "number 1", {"a": number(4)}, value=1),
+        Cell.of("number", "2", "number 1", value=1),
+        Cell.of("other", "1", "number 1", value=1),
+        Cell.of("number", "1", "number 1", {"a": number(3)}, value=1),
+        Cell.of("number", "1", "number 1", {"b": number(3)}, value=1),
+        Cell.of("number", "1", "number 1", {"a": number(4)}, value=1),
     ]
     assert len({one.key, *(other.key for other in others)}) == 7
-    assert Cell.of("number", 1, "another title", value=1).key == one.key
+    assert Cell.of("number", "1", "another title", value=1).key == one.key
     assert total(one).key != total(number(2)).key, "what a need rests on counts too"
     with pytest.raises(TypeError):
-        Cell.of("number", 1, "", value=object())
+        Cell.of("number", "1", "", value=object())
 
 
 def test_what_is_needed_comes_first_and_once() -> None:
@@ -92,7 +92,7 @@ def test_workers_compute_what_is_needed_first_and_nothing_twice(tmp_path: Path, 
 @pytest.mark.slow
 def test_a_cell_that_fails_takes_only_what_needs_it_along(tmp_path: Path, kinds) -> None:
     late = number(1, until=2)
-    dies, breaks = Cell.of("dies", 1, "dies"), Cell.of("breaks", 1, "breaks")
+    dies, breaks = Cell.of("dies", "1", "dies"), Cell.of("breaks", "1", "breaks")
     needing = total(late, number(2))
     further = total(needing)
     runner = Runner(kinds, tmp_path, tmp_path, workers=3)

@@ -71,7 +71,7 @@ def test_missing_data_are_found_before_anything_is_computed(tmp_path: Path) -> N
 
 
 def test_tables_are_written_when_all_cells_are_there(tmp_path: Path) -> None:
-    cell = Cell.of("number", 1, "n", value=1)
+    cell = Cell.of("number", "1", "n", value=1)
     made = Plan(
         "toy", replace(named("smoke"), reductions=("small",)), {"n": cell}, lambda found: {"all": found["n"]["v"]}
     )

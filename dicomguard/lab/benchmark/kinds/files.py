@@ -13,7 +13,7 @@ from dicomguard.lab.attacks.suite import SUITE
 from dicomguard.lab.benchmark.attacking import attack_files, load_attacked
 from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.files import Files, load_files, look_at, opened, seed_of
-from dicomguard.lab.benchmark.judging import described, judge_all
+from dicomguard.lab.benchmark.judging import Material, described, judge_all
 from dicomguard.lab.benchmark.runner import Place
 from dicomguard.lab.benchmark.shifts import SHIFTS
 from dicomguard.lab.cases import Case
@@ -117,7 +117,8 @@ def judged(settings: dict[str, Any], place: Place) -> Result:
     }
     calibration, test = (load_files(place.folders["clean"], name) for name in ("calibration", "test"))
     validation = load_attacked(place.folders["validation"])
-    rows = judge_all(scorer, calibration, test, validation, attacks, shifts, alphas=settings["alphas"], tell=place.tell)
+    material = Material.of(calibration, test, validation, attacks, shifts)
+    rows = judge_all(scorer, material, alphas=settings["alphas"], tell=place.tell)
     return {
         "fingerprint": scorer.fingerprint,
         "accuracy": place.needs["clean"]["test"]["accuracy"],

@@ -113,7 +113,7 @@ def taught(settings: dict[str, Any], place: Place) -> Result:
         return joel.Pairs(clean, load(folder / "floats.npz"), load(folder / "stored.npz"), keys, groups)
 
     tested = sorted(role for role in place.folders if role not in {"victim", "clean", "taught on"})
-    detectors = joel.five(SMALL if settings["small"] else PAPER, device=place.device)
+    detectors = joel.five(SMALL if settings["small"] else PAPER, download=not settings["small"], device=place.device)
     rows = []
     for number, detector in enumerate(detectors):
         found = joel.trial(detector, of("taught on"), protocol, seed=settings["seed"])

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.attacking import load_attacked
 from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.files import Files, load_files, opened, seed_of
@@ -63,10 +62,7 @@ def pictures(settings: dict[str, Any], place: Place) -> Result:
     succeeded = {name: load_attacked(place.folders[f"attack: {name}"]).files for name in settings["attacks"]}
     name, attacked = next(((name, files) for name, files in succeeded.items() if files is not None), ("", None))
     if attacked is None:
-        raise DicomguardError(
-            f"nothing to draw: none of {', '.join(succeeded)} changed an answer.",
-            advice="Raise the number of attempts.",
-        )
+        return {"files": [], "none_because": f"none of {', '.join(succeeded)} changed an answer"}
     title = f"{place.needs['victim']['title'].removeprefix('train ')}, {name}"
     where = {key: row for row, key in enumerate(clean.keys)}
     pairs = [(where[key], row) for row, key in enumerate(attacked.keys) if key in where]

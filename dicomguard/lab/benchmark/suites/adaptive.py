@@ -16,7 +16,7 @@ from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.kinds.adaptive import KNOWING
 from dicomguard.lab.benchmark.profile import Profile
 from dicomguard.lab.benchmark.suites.noise_consistency import attack_cell, clean_cell
-from dicomguard.lab.benchmark.suites.planning import Plan, Where, required, victim_cell
+from dicomguard.lab.benchmark.suites.planning import Plan, Where, cell, required, victim_cell
 
 NAME: Final = "adaptive"
 DATA_SETS: Final = ("chest_xray", "brain_mri")
@@ -53,17 +53,16 @@ def plan(profile: Profile, where: Where) -> Plan:
             for attack in _SMOKE_ATTACKS if is_smoke else KNOWING:
                 budgets = _THOROUGH_AT if attack == _THOROUGH else _SMOKE_BUDGETS if is_smoke else BUDGETS
                 for eps in budgets:
-                    needs[f"attack: {attack}, eps {eps:g}"] = Cell.of(
+                    needs[f"attack: {attack}, eps {eps:g}"] = cell(
                         "adaptive",
-                        1,
                         f"{name}: {attack} {eps:g}",
                         {"victim": victim, "clean": clean},
                         attack=attack,
                         eps=eps,
                         cases=profile.adaptive,
                     )
-            cells[f"judge/{family}/{data_set}"] = Cell.of(
-                "judge", 1, f"{name}: judge adaptive attacks", needs, alphas=_ALPHAS
+            cells[f"judge/{family}/{data_set}"] = cell(
+                "judge", f"{name}: judge adaptive attacks", needs, alphas=_ALPHAS
             )
     return Plan(NAME, profile, cells, assemble)
 
@@ -73,7 +72,7 @@ def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
     grid = []
     for place, judged in results.items():
         _, family, data_set = place.split("/")
-        rows = [row for row in judged["rows"] if "files" in row]
+        rows = [row for row in judged["rows"] if row.get("unseen") is not None]
         grid.append(
             {
                 "family": family,
@@ -81,10 +80,16 @@ def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
                 "accuracy": judged["accuracy"],
                 "attacks": judged["attacks"],
                 "detectors": {row["detector"]: _detector(row, judged["succeeded"]) for row in rows},
-                "none_because": {row["detector"]: row["none_because"] for row in judged["rows"] if "files" not in row},
+                "none_because": {row["detector"]: _why_not(row) for row in judged["rows"] if row.get("unseen") is None},
             }
         )
     return {"grid": grid}
+
+
+def _why_not(row: dict[str, Any]) -> str:
+    """A detector without a threshold is not one that nothing passes."""
+    why: str = row["none_because"] if "none_because" in row else row["files"]["points"][0]["none_because"]
+    return why
 
 
 def _detector(row: dict[str, Any], succeeded: Mapping[str, list[str]]) -> dict[str, Any]:

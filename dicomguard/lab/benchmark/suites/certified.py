@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from dicomguard.lab.benchmark.cell import Cell, Result
+from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.profile import Profile
-from dicomguard.lab.benchmark.suites.planning import Plan, Where, required, victim_cell
+from dicomguard.lab.benchmark.suites.planning import Plan, Where, cell, required, victim_cell
 
 NAME: Final = "certified"
 DATA_SETS: Final = ("chest_xray", "brain_mri")
@@ -32,9 +32,8 @@ def plan(profile: Profile, where: Where) -> Plan:
         for family in profile.victims:
             victim = victim_cell(profile, family, data_set, where)
             for eps in BUDGETS[1:2] if is_smoke else BUDGETS:
-                cells[f"{family}/{data_set}/{eps:g}"] = Cell.of(
+                cells[f"{family}/{data_set}/{eps:g}"] = cell(
                     "certified",
-                    1,
                     f"{family}, {data_set}: guard for {eps:g}",
                     {"victim": victim},
                     eps=eps,

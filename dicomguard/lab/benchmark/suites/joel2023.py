@@ -12,7 +12,7 @@ from typing import Any, Final
 from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.kinds.joel import ATTACKS, NOISE
 from dicomguard.lab.benchmark.profile import Profile
-from dicomguard.lab.benchmark.suites.planning import Plan, Where, required, victim_cell
+from dicomguard.lab.benchmark.suites.planning import Plan, Where, cell, required, victim_cell
 
 NAME: Final = "joel2023"
 DATA_SETS: Final = ("brain_mri", "lung_ct", "breast_us")
@@ -28,7 +28,7 @@ _NOISE_AT: Final = (0.004, 0.008)
 
 def _pairs(profile: Profile, victim: Cell, name: str, attack: str | None, eps: float) -> Cell:
     title = f"{name}: clean pictures" if attack is None else f"{name}: {attack} {eps:g}"
-    return Cell.of("pairs", 1, title, {"victim": victim}, attack=attack, eps=eps, cases=profile.joel_pictures)
+    return cell("pairs", title, {"victim": victim}, attack=attack, eps=eps, cases=profile.joel_pictures)
 
 
 def _role(attack: str, eps: float) -> str:
@@ -72,9 +72,8 @@ def plan(profile: Profile, where: Where) -> Plan:
                     "taught on": _pairs(profile, victim, name, "BIM", eps),
                     **tested,
                 }
-                cells[f"{kind}/{data_set}/{protocol}/{eps:g}"] = Cell.of(
+                cells[f"{kind}/{data_set}/{protocol}/{eps:g}"] = cell(
                     "taught",
-                    1,
                     f"{name}: detectors taught on BIM {eps:g}, {protocol} protocol",
                     needs,
                     protocol=protocol,

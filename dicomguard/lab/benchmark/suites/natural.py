@@ -9,7 +9,7 @@ from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.profile import Profile
 from dicomguard.lab.benchmark.shifts import SHIFTS
 from dicomguard.lab.benchmark.suites.noise_consistency import DATA_SETS, attack_cell, clean_cell
-from dicomguard.lab.benchmark.suites.planning import Plan, Where, required, victim_cell
+from dicomguard.lab.benchmark.suites.planning import Plan, Where, cell, required, victim_cell
 
 NAME: Final = "natural"
 _SMOKE: Final = ("JPEG, quality 40", "Gaussian noise, 3 %")
@@ -36,13 +36,13 @@ def plan(profile: Profile, where: Where) -> Plan:
                 "clean": clean_cell(profile, victim, name),
                 "validation": attack_cell(profile, victim, name, "early-stopped BIM", split="validation"),
                 **{
-                    f"shift: {shift}": Cell.of(
-                        "shift", 1, f"{name}: {shift}", {"victim": victim}, shift=shift, cases=profile.shifted
+                    f"shift: {shift}": cell(
+                        "shift", f"{name}: {shift}", {"victim": victim}, shift=shift, cases=profile.shifted
                     )
                     for shift in (_SMOKE if is_smoke else SHIFTS)
                 },
             }
-            cells[f"judge/{family}/{data_set}"] = Cell.of("judge", 1, f"{name}: judge shifts", needs, alphas=_ALPHAS)
+            cells[f"judge/{family}/{data_set}"] = cell("judge", f"{name}: judge shifts", needs, alphas=_ALPHAS)
     return Plan(NAME, profile, cells, assemble)
 
 
@@ -60,7 +60,7 @@ def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
                 "false_alarms": {
                     row["detector"]: {"unchanged": _unchanged(row), **row["shifts"]}
                     for row in judged["rows"]
-                    if "files" in row
+                    if row.get("shifts") is not None
                 },
             }
         )

