@@ -148,8 +148,8 @@ def _defences(found: Result, grid: Sequence[Result]) -> Iterator[str]:
             )
     yield (
         f"Under {name}; in brackets what the paper prints for its own data set, which the one here stands in for."
-        " *A1* is its own count, in which attacked pictures that are rejected vanish; *A2* counts them as right; *A3* is"
-        " the share of attacked pictures that pass with a wrong answer (lower is better). Percent.\n"
+        " *A1* is its own count, in which attacked pictures that are rejected vanish; *A2* counts them as right; *A3*"
+        " is the share of attacked pictures that pass with a wrong answer (lower is better). Percent.\n"
     )
     columns = ["nothing", "detection, A1", "adversarial training", "both, A1"]
     apart = ["detection, A2", "detection, A3", "both, A2", "both, A3"]

@@ -30,6 +30,14 @@ def section(found: Result) -> Iterator[str]:
     )
     yield _detection(grid)
     yield from _means(grid)
+    yield "### What a hospital would meet\n"
+    yield (
+        "On files. *Undetected success*: of all rightly answered files that were attacked, the share whose answer was"
+        " changed without being seen. AUROC: clean files answered rightly against successful attacks. Percent.\n"
+    )
+    yield _undetected(grid)
+    yield "False alarms by stratum of clean files, and alarms among 2,000 images a day.\n"
+    yield _strata(grid)
     yield "### Every detector on files\n"
     yield from _all(grid)
     yield "### How often attacks succeed, and what they cost\n"
@@ -129,9 +137,10 @@ def _detection(grid: Sequence[Result]) -> str:
     )
 
 
-def means(grid: Sequence[Result], kind: str) -> tuple[float | None, float | None]:
-    """Mean TPR and FPR of the paper's check over the attacks of its Table 2."""
+def means(grid: Sequence[Result], kind: str) -> tuple[float | None, float | None, str]:
+    """Mean TPR and FPR of the paper's check over the attacks of its Table 2, and of how many cells."""
     tpr, fpr = [], []
+    # Where nothing survives rounding there is no TPR: such a cell is left out, and the table says how many are in.
     for one in grid:
         row = named(one, _PAPER)
         if row is None:
@@ -139,7 +148,7 @@ def means(grid: Sequence[Result], kind: str) -> tuple[float | None, float | None
         at = point(row, kind)
         fpr.append(at["strata"]["correct"]["rate"])
         tpr += [at["attacks"][attack]["detected"]["rate"] for attack in EARLY if attack in at["attacks"]]
-    return mean(tpr), mean(fpr)
+    return mean(tpr), mean(fpr), f"{sum(value is not None for value in tpr)} of {len(tpr)}"
 
 
 def _means(grid: Sequence[Result]) -> Iterator[str]:
@@ -151,16 +160,76 @@ def _means(grid: Sequence[Result]) -> Iterator[str]:
     for family in dict.fromkeys(one["family"] for one in grid):
         members = [one for one in grid if one["family"] == family]
         for kind in ("floats", "files"):
-            tpr, fpr = means(members, kind)
+            tpr, fpr, cells = means(members, kind)
             gap = None if tpr is None else 100 * tpr - papers.MEAN_TPR
-            rows.append([family, kind, percent(tpr), percent(fpr), "-" if gap is None else f"{gap:+.1f}"])
-    yield table(["victim", "counted on", "mean TPR", "mean FPR", "points above the paper's mean TPR"], rows)
+            rows.append([family, kind, percent(tpr), percent(fpr), cells, "-" if gap is None else f"{gap:+.1f}"])
+    yield table(["victim", "counted on", "mean TPR", "mean FPR", "cells", "points above the paper's mean TPR"], rows)
     levels = [
         f"{one['family']} on {one['data_set']}: {named(one, _PAPER)['level'] + 1} %"  # type: ignore[index]
         for one in grid
         if named(one, _PAPER) is not None
     ]
     yield f"Noise level chosen on validation files: {'; '.join(levels)}.\n"
+
+
+def _compared(one: Result) -> Iterator[tuple[str, Result]]:
+    for name, row in (("paper", named(one, _PAPER)), ("paper at 5 %", named(one, AT_RATE)), ("ours", ours(one))):
+        if row is not None:
+            yield name, row
+
+
+def _undetected(grid: Sequence[Result]) -> str:
+    rows = []
+    for one in grid:
+        for attack in one["attacks"]:
+            for name, row in _compared(one):
+                at = point(row)
+                strict = row["files"]["points"][-1]
+                area = row["files"]["auroc"].get(attack) or {}
+                interval = area.get("interval") or (None, None)
+                rows.append(
+                    [
+                        one["family"],
+                        one["data_set"],
+                        attack,
+                        name,
+                        rate(at["attacks"][attack]["undetected_success"]) if "attacks" in at else "-",
+                        rate(at["attacks"][attack]["detected"]) if "attacks" in at else "-",
+                        rate(strict["attacks"][attack]["detected"]) if "attacks" in strict else "-",
+                        "-"
+                        if area.get("area") is None
+                        else f"{area['area']:.3f} ({interval[0]:.3f}-{interval[1]:.3f})"
+                        if interval[0] is not None
+                        else f"{area['area']:.3f}",
+                    ]
+                )
+    columns = ["victim", "data set", "attack", "detector", "undetected success", "TPR", "TPR at 1 %", "AUROC"]
+    return table(columns, rows)
+
+
+def _strata(grid: Sequence[Result]) -> str:
+    rows = []
+    for one in grid:
+        for name, row in _compared(one):
+            at = point(row)
+            if "strata" not in at:
+                continue
+            strata = [rate(at["strata"][kind]) for kind in ("correct", "misclassified", "low confidence")]
+            alarms = at["alarms_a_day"]["alarms"]
+            band = at.get("band") or {}
+            inside = "-" if not band else f"{band['low']}-{band['high']}: {'in' if band['inside'] else 'out'}side"
+            rows.append([one["family"], one["data_set"], name, rate(at["clean"]), inside, *strata, f"{alarms:.0f}"])
+    columns = [
+        "victim",
+        "data set",
+        "detector",
+        "all",
+        "band, files",
+        "answered rightly",
+        "wrongly",
+        "least certain fifth",
+    ]
+    return table([*columns, "alarms a day"], rows)
 
 
 def _all(grid: Sequence[Result]) -> Iterator[str]:
