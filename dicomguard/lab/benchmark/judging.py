@@ -60,14 +60,18 @@ class Material:
         shifts: Mapping[str, Files],
     ) -> Self:
         """Divide the calibration by group."""
-        is_fitted_on = np.array([is_reference(group) for group in calibration.groups], bool)
-        held_back = calibration.only(~is_fitted_on)
-        return cls(calibration.only(is_fitted_on), held_back, clean, validation.files, attacks, shifts)
+        return cls(*divided(calibration), clean, validation.files, attacks, shifts)
 
     @property
     def has_guard(self) -> bool:
         """Whether the files were looked at with a guard."""
         return bool(len(self.clean)) and self.clean.sight.evidence[0].guard_share is not None
+
+
+def divided(calibration: Files) -> tuple[Files, Files]:
+    """What fits a detector, and what sets its threshold."""
+    is_fitted_on = np.array([is_reference(group) for group in calibration.groups], bool)
+    return calibration.only(is_fitted_on), calibration.only(~is_fitted_on)
 
 
 def makers(scorer: Scorer, *, has_guard: bool) -> list[Maker]:

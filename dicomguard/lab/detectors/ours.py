@@ -50,6 +50,11 @@ class Ours:
         self._model: features.FeatureModel | None = None
         self.calibration: Calibration | None = None
 
+    @property
+    def feature_model(self) -> features.FeatureModel | None:
+        """The one that was fitted here; None where the victim's enrolment has its own, or there are no features."""
+        return self._model
+
     def fit(self, calibration: Sight, attacked: Sight | None = None, *, seed: int = 0) -> None:  # noqa: ARG002 - as any Detector
         """See `sight.Detector`; `seed` says how the files are folded where distances are cross-fitted."""
         require(calibration, _FILES, self.name)

@@ -14,6 +14,7 @@ from dicomguard.lab.benchmark.attacking import load_attacked
 from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.files import load_files
 from dicomguard.lab.benchmark.kinds import KINDS
+from dicomguard.lab.benchmark.kinds.adaptive import KNOWING
 from dicomguard.lab.benchmark.kinds.files import BUNDLE
 from dicomguard.lab.benchmark.runner import compute
 from tests.lab.data.toys import class_folders
@@ -171,10 +172,14 @@ def test_noise_is_an_attack_only_when_it_is_strong(world: World) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["PGD", "EOT-PGD, 1 draw", "EOT-PGD, 8 draws, and features", "logit matching", "feature matching, 8 draws"],
+    [name for name in KNOWING if name not in {"EOT-PGD, 32 draws", "logit matching, 8 draws"}],
 )
 def test_an_attacker_who_knows_the_detector_keeps_the_budget(world: World, name: str) -> None:
-    needs = {"victim": world.victim, "clean": world.clean}
+    needs = {
+        "victim": world.victim,
+        "clean": world.clean,
+        "validation": world.attack("PGD 0.016", split="validation"),
+    }
     cell = Cell.of("adaptive", "1", name, needs, attack=name, eps=0.016, cases=4)
     found = world.run(cell)
     kept = load_attacked(cell.folder(world.root))

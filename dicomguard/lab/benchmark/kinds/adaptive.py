@@ -17,32 +17,67 @@ from torch import Tensor
 from dicomguard.attacks.attacked import Attacked
 from dicomguard.attacks.margins import CHUNK, Margins
 from dicomguard.attacks.suite import Attack
+from dicomguard.lab.attacks.best_of import best_of
+from dicomguard.lab.attacks.blackbox import blackbox
 from dicomguard.lab.attacks.deep import DeepNetwork, mahalanobis
 from dicomguard.lab.attacks.descend import Descent
+from dicomguard.lab.attacks.fused import enrolled_score, paper_score
 from dicomguard.lab.attacks.matching import FeatureMatching, choose_guides, feature_matching, logit_matching
+from dicomguard.lab.attacks.noise_check import NoiseCheck
 from dicomguard.lab.attacks.noise_eot import NoiseEOT, Typical, noise_eot, others
+from dicomguard.lab.attacks.orthogonal import Orthogonal, orthogonal_pgd
+from dicomguard.lab.attacks.square import Square
 from dicomguard.lab.attacks.suite import pgd_at
-from dicomguard.lab.benchmark.attacking import attack_files
+from dicomguard.lab.benchmark.attacking import attack_files, load_attacked
 from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.files import Files, load_files
-from dicomguard.lab.benchmark.judging import described
+from dicomguard.lab.benchmark.judging import described, divided
 from dicomguard.lab.benchmark.kinds.files import BUNDLE, collection_of, scorer_of
 from dicomguard.lab.benchmark.runner import Place, added
 from dicomguard.lab.datasets import Split
+from dicomguard.lab.detectors import judge
+from dicomguard.lab.detectors.noise_check import NoiseCheck as PaperCheck
+from dicomguard.lab.detectors.ours import Ours
 from dicomguard.scoring import features, head
 from dicomguard.scoring.bundle import Bundle
 from dicomguard.scoring.scorer import Scorer
 
+_ALPHA = 0.05
+_QUERIES = 200
+
 
 class Attacker:
-    """What an attacker knows of one victim."""
+    """What an attacker knows of one victim: the network, the clean files, the detectors and their thresholds."""
 
-    def __init__(self, scorer: Scorer, deep: DeepNetwork, clean: Files) -> None:
+    def __init__(self, scorer: Scorer, deep: DeepNetwork, calibration: Files, validation: Files | None) -> None:
         self.scorer = scorer
         self.deep = deep
-        self.clean = clean
-        self.typical = Typical.of([one.seen for one in clean.sight.evidence], len(scorer.noise.levels))
-        self._pool = clean.sight.only(clean.right)
+        self.clean = calibration
+        self.typical = Typical.of([one.seen for one in calibration.sight.evidence], len(scorer.noise.levels))
+        self._pool = calibration.sight.only(calibration.right)
+        self._validation = validation
+
+    def paper(self) -> PaperCheck:
+        """The paper's check as the defender has it: its level and theta."""
+        found = PaperCheck()
+        reference, _ = divided(self.clean)
+        found.fit(reference.only(reference.right).sight, None if self._validation is None else self._validation.sight)
+        return found
+
+    def ours(self) -> tuple[Ours, float]:
+        """Our fused score as the defender has it, without the guard, and its threshold."""
+        found = Ours(self.scorer.noise, with_guard=False, alpha=_ALPHA)
+        reference, held_back = divided(self.clean)
+        found.fit(reference.sight)
+        return found, judge.threshold(found.scores(held_back.sight), _ALPHA)
+
+    def check(self, seeds: Sequence[int]) -> NoiseCheck:
+        """The noise check with noise of the attacker's own."""
+        return NoiseCheck(self.scorer.log_odds, self.scorer.noise, seeds, self.prepare)
+
+    def seen(self, current: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-odds and features of presentation pixels; gradients flow."""
+        return self.deep(self.prepare(current, torch.arange(len(current))))
 
     def prepare(self, current: Tensor, which: Tensor) -> Tensor:
         """Presentation pixels as the victim takes them."""
@@ -78,7 +113,7 @@ class Attacker:
         return far
 
 
-def _eot(attacker: Attacker, eps: float, draws: int, *, hides: bool = False) -> Attack:
+def _eot(attacker: Attacker, eps: float, draws: int, *, hides: bool = False, random_start: bool = False) -> Attack:
     distance = attacker.distance() if hides else None
 
     def attack(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
@@ -91,7 +126,7 @@ def _eot(attacker: Attacker, eps: float, draws: int, *, hides: bool = False) -> 
             attacker.scorer.noise,
             pixels,
             seeds,
-            NoiseEOT(Descent(eps=eps), draws=draws),
+            NoiseEOT(Descent(eps=eps, random_start=random_start), draws=draws),
             hide=distance,
             prepare=attacker.prepare,
             chunk=chunk,
@@ -134,6 +169,63 @@ def _features(attacker: Attacker, eps: float, draws: int) -> Attack:
     return attack
 
 
+def _orthogonal_to_paper(attacker: Attacker, eps: float) -> Attack:
+    paper = attacker.paper()
+
+    def attack(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
+        score = paper_score(attacker.check(seeds), paper.level)
+        return orthogonal_pgd(margins, score, paper.theta, pixels, seeds, Orthogonal(eps=eps), chunk=chunk).attacked
+
+    return attack
+
+
+def _orthogonal_to_ours(attacker: Attacker, eps: float) -> Attack:
+    ours, bar = attacker.ours()
+    assert ours.calibration is not None
+    fitted = ours.calibration
+    settings = Orthogonal(eps=eps, slack=(0.0, fitted.margin_floor))
+
+    def attack(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
+        score = enrolled_score(attacker.seen, attacker.check(seeds), fitted, ours.feature_model)
+        return orthogonal_pgd(margins, score, bar, pixels, seeds, settings, chunk=chunk).attacked
+
+    return attack
+
+
+def _best(attacker: Attacker, eps: float) -> Attack:
+    paper = attacker.paper()
+    once = _eot(attacker, eps, 8, random_start=True)
+
+    def attack(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
+        score = paper_score(attacker.check(seeds), paper.level)
+        return best_of(
+            once,
+            lambda current, which: score(current, which, 0),
+            margins,
+            pixels,
+            seeds,
+            attempts=10,
+            threshold=paper.theta,
+            chunk=chunk,
+        ).attacked
+
+    return attack
+
+
+def _stranger(attacker: Attacker, eps: float) -> Attack:
+    paper = attacker.paper()
+
+    def attack(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
+        score = paper_score(attacker.check(seeds), paper.level)
+
+        def accepts(current: Tensor, which: Tensor) -> Tensor:
+            return score(current, which, 0) <= paper.theta
+
+        return blackbox(margins, accepts, pixels, seeds, Square(eps=eps, queries=_QUERIES), chunk=chunk).attacked
+
+    return attack
+
+
 KNOWING: Final[Mapping[str, Callable[[Attacker, float], Attack]]] = MappingProxyType(
     {
         "PGD": lambda _, eps: pgd_at(eps),
@@ -144,6 +236,10 @@ KNOWING: Final[Mapping[str, Callable[[Attacker, float], Attack]]] = MappingProxy
         "logit matching": lambda attacker, eps: _logits(attacker, eps, 0),
         "logit matching, 8 draws": lambda attacker, eps: _logits(attacker, eps, 8),
         "feature matching, 8 draws": lambda attacker, eps: _features(attacker, eps, 8),
+        "orthogonal PGD against the paper's check": _orthogonal_to_paper,
+        "orthogonal PGD against ours": _orthogonal_to_ours,
+        "best of ten EOT-PGD, 8 draws": _best,
+        "black-box, accept or reject": _stranger,
     }
 )
 """By name and budget; PGD knows of no detector, and is what the others are compared with."""
@@ -153,7 +249,8 @@ def adaptive(settings: dict[str, Any], place: Place) -> Result:
     """Attack the first `cases` test files with `attack` at `eps`, all of them."""
     scorer, collection = scorer_of(place), collection_of(place)
     clean = load_files(place.folders["clean"], "calibration")
-    attacker = Attacker(scorer, DeepNetwork(Bundle(place.folders["victim"] / BUNDLE)), clean)
+    validation = load_attacked(place.folders["validation"]).files
+    attacker = Attacker(scorer, DeepNetwork(Bundle(place.folders["victim"] / BUNDLE)), clean, validation)
     cases = collection.cases(Split.TEST)[: settings["cases"]]
     name = f"{settings['attack']} {settings['eps']:g}"
     advance = added(place.tell)

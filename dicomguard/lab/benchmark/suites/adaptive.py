@@ -24,8 +24,18 @@ BUDGETS: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 """The largest one must break every check that is no proof, or the attack is too weak."""
 _SMOKE_BUDGETS: Final = (0.002, 0.016)
 _SMOKE_ATTACKS: Final = ("PGD", "EOT-PGD, 8 draws")
-_THOROUGH: Final = "EOT-PGD, 32 draws"
+_THOROUGH: Final = frozenset(
+    {
+        "EOT-PGD, 32 draws",
+        "orthogonal PGD against the paper's check",
+        "orthogonal PGD against ours",
+        "best of ten EOT-PGD, 8 draws",
+    }
+)
+"""Attacks that take so long that they are made at few budgets."""
 _THOROUGH_AT: Final = (0.008, 0.016)
+_STRANGER: Final = "black-box, accept or reject"
+_STRANGER_AT: Final = (0.016,)
 _ALPHAS: Final = (0.05, 0.01)
 
 
@@ -45,18 +55,15 @@ def plan(profile: Profile, where: Where) -> Plan:
             name = f"{family}, {data_set}"
             victim = victim_cell(profile, family, data_set, where)
             clean = clean_cell(profile, victim, name)
-            needs = {
-                "victim": victim,
-                "clean": clean,
-                "validation": attack_cell(profile, victim, name, "early-stopped BIM", split="validation"),
-            }
+            validation = attack_cell(profile, victim, name, "early-stopped BIM", split="validation")
+            known = {"victim": victim, "clean": clean, "validation": validation}
+            needs = dict(known)
             for attack in _SMOKE_ATTACKS if is_smoke else KNOWING:
-                budgets = _THOROUGH_AT if attack == _THOROUGH else _SMOKE_BUDGETS if is_smoke else BUDGETS
-                for eps in budgets:
+                for eps in _SMOKE_BUDGETS if is_smoke else _budgets(attack):
                     needs[f"attack: {attack}, eps {eps:g}"] = cell(
                         "adaptive",
                         f"{name}: {attack} {eps:g}",
-                        {"victim": victim, "clean": clean},
+                        known,
                         attack=attack,
                         eps=eps,
                         cases=profile.adaptive,
@@ -65,6 +72,12 @@ def plan(profile: Profile, where: Where) -> Plan:
                 "judge", f"{name}: judge adaptive attacks", needs, alphas=_ALPHAS
             )
     return Plan(NAME, profile, cells, assemble)
+
+
+def _budgets(attack: str) -> tuple[float, ...]:
+    if attack == _STRANGER:
+        return _STRANGER_AT
+    return _THOROUGH_AT if attack in _THOROUGH else BUDGETS
 
 
 def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
