@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import itertools
 import json
 import os
 import sys
@@ -30,17 +29,16 @@ from rich.progress import Progress, TaskID
 from dicomguard.attacks.ladder import early_stopped_bim
 from dicomguard.attacks.margins import from_log_odds
 from dicomguard.enrol import statement
-from dicomguard.enrol.cleanset import Clean, Gathered, Part, is_reference
 from dicomguard.enrol.enrolling import Wishes, enrol
 from dicomguard.enrol.selftest import auroc
 from dicomguard.errors import BundleError, DicomguardError
 from dicomguard.lab import card, finetune
 from dicomguard.lab.cases import Case, truths
 from dicomguard.lab.datasets import Split
+from dicomguard.lab.enrolling import gathered
 from dicomguard.lab.measure import Journal, to_evidence, to_row
 from dicomguard.lab.pictures import prepared
 from dicomguard.lab.recipes import RECIPES, Recipe
-from dicomguard.lab.stored import read
 from dicomguard.scoring import bundle, calibration, memory, noise
 from dicomguard.scoring.bundle import Bundle, Constructor, Inference, Input, Noise
 from dicomguard.scoring.calibration import Calibration, Evidence
@@ -222,16 +220,8 @@ class Training:
     def enrol(self, folder: Path, *, keep_guard: bool = False) -> Enrolment:
         """Enrol on the splits that the classifier was not fitted on; the guard learns from those that it was."""
         scorer = Scorer(Bundle(folder))
-        gathered = Gathered(scorer, None)
-        cases = {split: self.recipe.cases(self.data, split) for split in Split if split is not Split.TEST}
-        total = sum(map(len, cases.values()))
-        depths = itertools.cycle(self.recipe.bits)  # the guard votes on files of enrolled depths only
-        for split, members in cases.items():
-            for case in members:
-                part = _PARTS.get(split) or (Part.REFERENCE if is_reference(case.group) else Part.HELD_BACK)
-                image, digest = read(case.make(next(depths)))
-                gathered.add(Clean(image, case.group, case.key, digest, (case.truth,), part))
-                self.advance("read clean images", 1 / total)
+        cases: dict[Split, list[Case]] = {s: self.recipe.cases(self.data, s) for s in Split if s is not Split.TEST}
+        clean = gathered(scorer, cases, self.recipe.bits, lambda share: self.advance("read clean images", share))
         bits = " and ".join(map(str, self.recipe.bits))
         source = (
             f"{self.recipe.name}: splits of scripts/train, {bits} stored bits{' in turn' * (len(self.recipe.bits) > 1)}"
@@ -243,11 +233,7 @@ class Training:
                 folder / FOLDER, bundle=scorer.name, fingerprint=scorer.fingerprint, levels=levels
             )
         wishes = Wishes(alpha=self.recipe.alpha, eps=self.recipe.eps, keep=enrolled)
-        return enrol(scorer, gathered, source, wishes, folder / FOLDER, self.advance)
-
-
-# What the classifier was fitted on may teach the guard, which only imitates it; thresholds need unseen images.
-_PARTS = {Split.TRAIN: Part.DISTILLED, Split.VALIDATION: Part.VALIDATION}
+        return enrol(scorer, clean, source, wishes, folder / FOLDER, self.advance)
 
 
 def balanced_accuracy(network: EfficientNetLite0, pictures: NDArray[np.float32], truth: NDArray[np.int64]) -> float:

@@ -11,12 +11,13 @@ from dicomguard.errors import DicomguardError
 class Profile:
     """Sizes of a run. `None` stands for all there are.
 
-    `calibration`, `test`: clean files; `wanted`: successes of each attack; `tried`: files that are attacked at most;
-    `choosing`: successes on the validation split, by which the paper's noise level is chosen; `epochs`: of a victim,
-    instead of its own number; `pictures`: that it is trained on; `adaptive`: files for each adaptive attack and budget;
-    `shifted`: clean files for each natural change; `joel_pictures`: that detectors of Joel et al. 2023 are taught and
-    tested on, `small_detectors`: small networks and few epochs for those; `guard_epochs`: of a certified guard;
-    `victims`: the families, by their names in `victims.grid`.
+    `victims`, `joel_victim`: families, by their names in `victims.grid`; `epochs`, `pictures`: of their training, at
+    most. `calibration`, `test`: clean files. `wanted`: successes of each attack; `tried`: files that are attacked at
+    most; `choosing`: successes on the validation split, by which the paper's noise level is chosen. `adaptive`: files
+    for each adaptive attack and budget. `shifted`: clean files for each natural change. `joel_pictures`: that the
+    detectors of Joel et al. 2023 are taught and tested on; `small_detectors`: small networks and few epochs for those.
+    `guard_epochs`, `guard_steps`: of a certified guard, at least so many steps. `enrols`: whether victims are enrolled
+    as a site would, guard included. `reductions`: what the tables say of all this.
     """
 
     name: str
@@ -34,6 +35,8 @@ class Profile:
     joel_pictures: int | None
     small_detectors: bool
     guard_epochs: int
+    guard_steps: int
+    enrols: bool
     reductions: tuple[str, ...]
 
 
@@ -53,6 +56,8 @@ SMOKE = Profile(
     joel_pictures=80,
     small_detectors=True,
     guard_epochs=1,
+    guard_steps=10,
+    enrols=False,
     reductions=("A check that everything runs: victims of five epochs, a handful of files. Its figures mean nothing.",),
 )
 CPU = Profile(
@@ -71,6 +76,8 @@ CPU = Profile(
     joel_pictures=600,
     small_detectors=True,
     guard_epochs=24,
+    guard_steps=400,
+    enrols=True,
     reductions=(
         (
             "Victims that two cores can train in a night: EfficientNet-Lite0 (ImageNet weights) at 224 pixels, a"
@@ -96,6 +103,8 @@ FULL = Profile(
     joel_pictures=None,
     small_detectors=False,
     guard_epochs=24,
+    guard_steps=400,
+    enrols=True,
     reductions=(),
 )
 PROFILES = {profile.name: profile for profile in (SMOKE, CPU, FULL)}

@@ -60,11 +60,22 @@ def _victims(grid: Sequence[Result]) -> str:
                 rate(test["accuracy"]),
                 recall,
                 f"{auc['value']:.3f}" if auc.get("value") is not None else "-",
+                _armed(one["victim"]),
                 training["weights"],
                 training["reduction"] or "none",
             ]
         )
-    return table(["victim", "data set", "accuracy", "recall", "AUC", "begins with", "reduced against the paper"], rows)
+    return table(
+        ["victim", "data set", "accuracy", "recall", "AUC", "self-test", "begins with", "reduced against the paper"],
+        rows,
+    )
+
+
+def _armed(victim: Result) -> str:
+    """What the node's self-test makes of a victim that was enrolled."""
+    if "armed" not in victim:
+        return "not enrolled"
+    return f"{victim['armed']}: {victim['refusal']}" if victim["refusal"] else str(victim["armed"])
 
 
 def point(row: Result, kind: str = "files") -> Result:

@@ -33,7 +33,7 @@ class World:
         class_folders(self.data / "blobs", {"ill": 70, "normal": 70})
         self.victim = Cell.of("victim", "1", "train toy on blobs", data_set="blobs", side=None)
         write_small(self.victim.folder(self.root) / BUNDLE, size=32, levels=(0.01, 0.03, 0.05), repeats=2)
-        self.victim.keep(self.root, {"title": self.victim.title, "settings": self.victim.given})
+        self.victim.keep(self.root, {"title": self.victim.title, "settings": self.victim.given, "training": {}})
         self.clean = Cell.of("clean", "1", "clean", {"victim": self.victim}, calibration=None, test=None)
 
     def attack(self, name: str, *, split: str = "test", wanted: int = 4) -> Cell:
@@ -188,9 +188,33 @@ def test_an_attacker_who_knows_the_detector_keeps_the_budget(world: World, name:
     assert all(a.linf_stored <= 0.016 + 0.5 / 255 + 1e-6 for a in kept.attempts)
 
 
+def test_a_victim_is_enrolled_as_a_site_would(world: World) -> None:
+    settings = {"alpha": 0.2, "eps": 0.004, "pictures": 30, "epochs": 1, "least_steps": 5}
+    needs = {"victim": world.victim}
+    cell = Cell.of("enrolled", "1", "enrol", needs, data_set="blobs", side=None, **settings)
+    found = world.run(cell)
+    assert found["armed"] in {"enforce", "shadow"}
+    assert found["guard"]["eps"] == 0.004
+    clean = Cell.of("clean", "1", "clean", {"victim": cell}, calibration=None, test=6)
+    world.run(clean)
+    shares = [one.guard_share for one in load_files(clean.folder(world.root), "test").sight.evidence]
+    assert len(shares) == 6
+    assert all(share is not None for share in shares), "whoever needs it sees with its guard"
+
+
 def test_a_guard_of_its_own_for_a_budget(world: World) -> None:
     found = world.run(
-        Cell.of("certified", "1", "guard", {"victim": world.victim}, eps=0.004, pictures=20, epochs=1, cases=6)
+        Cell.of(
+            "certified",
+            "1",
+            "guard",
+            {"victim": world.victim},
+            eps=0.004,
+            pictures=20,
+            epochs=1,
+            least_steps=5,
+            cases=6,
+        )
     )
     assert found["certified"]["count"] == 6
     assert found["eps"] == 0.004

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,9 @@ from dicomguard.lab.benchmark.suites.planning import Plan, Where
 def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Where:
     """Plans without data: what a set consists of is not looked at."""
     monkeypatch.setattr(planning, "data_digest", lambda name, side, _where: f"{name}-{side}")
+    monkeypatch.setattr(
+        planning, "_opened", lambda name, _side, _where: SimpleNamespace(planes=1 + 2 * (name == "fundus"))
+    )
     for suite in ("noise_consistency", "joel2023", "adaptive", "natural", "certified"):
         module = __import__(f"dicomguard.lab.benchmark.suites.{suite}", fromlist=["required"])
         monkeypatch.setattr(module, "required", lambda _where, _names: None)
@@ -45,6 +49,12 @@ def test_the_grids_are_those_of_the_papers(where: Where) -> None:
         assert {f"attack: {name}" for name in ("early-stopped FGSM", "DeepFool", "PGD 0.016")} <= roles
         levels = dict(cell.needs)["validation"].given
         assert levels["split"] == "validation", "the paper's level is not chosen on test files"
+    enrolled = [cell for cell in cells if cell.kind == "enrolled"]
+    assert {(cell.given["data_set"], cell.given["eps"]) for cell in enrolled} == {
+        ("chest_xray", 0.004),
+        ("brain_mri", 0.004),
+        ("fundus", None),
+    }, "a guard sees gray pictures"
     taught = [cell for cell in suites.plan("joel2023", named("cpu"), where).everything() if cell.kind == "taught"]
     assert {dict(c.needs)["victim"].given["data_set"] for c in taught} == {"brain_mri", "lung_ct", "breast_us"}
     assert {c.given["protocol"] for c in taught} == {"closed", "paper"}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from dicomguard.lab.benchmark.kinds import adaptive, certified, files, joel, looks, victims
+from dicomguard.lab.benchmark.kinds import adaptive, certified, enrolled, files, joel, looks, victims
 from dicomguard.lab.benchmark.runner import Make
 
 KINDS: Mapping[str, Make] = MappingProxyType(
     {
         "victim": victims.victim,
+        "enrolled": enrolled.enrolled,
         "clean": files.clean,
         "attack": files.attack,
         "shift": files.shift,

@@ -15,7 +15,7 @@ _STAGES = 5  # reading twice, lessons, training, certifying
 
 
 def certified(settings: dict[str, Any], place: Place) -> Result:
-    """A guard for `eps`, taught by `pictures` training files at most for `epochs`, on `cases` test files."""
+    """A guard for `eps`, asked about `cases` test files; taught by `pictures` training files at most."""
     scorer, collection = scorer_of(place), collection_of(place)
     source = Source(
         collection.cases(Split.TRAIN)[: settings["pictures"]],
@@ -29,5 +29,8 @@ def certified(settings: dict[str, Any], place: Place) -> Result:
 
     shop = Workshop(source, scorer, place.folder, tick)
     ranges = shop.ranges()
-    guard = shop.guard(settings_for(settings["eps"], ranges), Distillation(epochs=settings["epochs"]))
+    guard = shop.guard(
+        settings_for(settings["eps"], ranges),
+        Distillation(epochs=settings["epochs"], least_steps=settings["least_steps"]),
+    )
     return {"fingerprint": scorer.fingerprint, **shop.certify(guard, shop.test_files(None, ranges))}

@@ -16,7 +16,7 @@ from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.kinds.adaptive import KNOWING
 from dicomguard.lab.benchmark.profile import Profile
 from dicomguard.lab.benchmark.suites.noise_consistency import attack_cell, clean_cell
-from dicomguard.lab.benchmark.suites.planning import Plan, Where, cell, required, victim_cell
+from dicomguard.lab.benchmark.suites.planning import Plan, Where, cell, protected_cell, required
 
 NAME: Final = "adaptive"
 DATA_SETS: Final = ("chest_xray", "brain_mri")
@@ -53,7 +53,7 @@ def plan(profile: Profile, where: Where) -> Plan:
     for data_set in data_sets:
         for family in profile.victims:
             name = f"{family}, {data_set}"
-            victim = victim_cell(profile, family, data_set, where)
+            victim = protected_cell(profile, family, data_set, where)
             clean = clean_cell(profile, victim, name)
             validation = attack_cell(profile, victim, name, "early-stopped BIM", split="validation")
             known = {"victim": victim, "clean": clean, "validation": validation}

@@ -39,6 +39,7 @@ def plan(profile: Profile, where: Where) -> Plan:
                     eps=eps,
                     pictures=profile.pictures,
                     epochs=profile.guard_epochs,
+                    least_steps=profile.guard_steps,
                     cases=profile.test,
                 )
     return Plan(NAME, profile, cells, assemble)

@@ -9,7 +9,7 @@ from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.profile import Profile
 from dicomguard.lab.benchmark.shifts import SHIFTS
 from dicomguard.lab.benchmark.suites.noise_consistency import DATA_SETS, attack_cell, clean_cell
-from dicomguard.lab.benchmark.suites.planning import Plan, Where, cell, required, victim_cell
+from dicomguard.lab.benchmark.suites.planning import Plan, Where, cell, protected_cell, required
 
 NAME: Final = "natural"
 _SMOKE: Final = ("JPEG, quality 40", "Gaussian noise, 3 %")
@@ -30,7 +30,7 @@ def plan(profile: Profile, where: Where) -> Plan:
     for data_set in data_sets:
         for family in profile.victims:
             name = f"{family}, {data_set}"
-            victim = victim_cell(profile, family, data_set, where)
+            victim = protected_cell(profile, family, data_set, where)
             needs = {
                 "victim": victim,
                 "clean": clean_cell(profile, victim, name),

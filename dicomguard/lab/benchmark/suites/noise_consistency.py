@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.profile import Profile
-from dicomguard.lab.benchmark.suites.planning import Plan, Where, cell, required, victim_cell
+from dicomguard.lab.benchmark.suites.planning import Plan, Where, cell, protected_cell, required
 
 NAME: Final = "noise-consistency"
 DATA_SETS: Final = ("chest_xray", "brain_mri", "fundus")
@@ -50,7 +50,7 @@ def plan(profile: Profile, where: Where) -> Plan:
     for data_set in data_sets:
         for family in profile.victims:
             name = f"{family}, {data_set}"
-            victim = victim_cell(profile, family, data_set, where)
+            victim = protected_cell(profile, family, data_set, where)
             needs = {
                 "victim": victim,
                 "clean": clean_cell(profile, victim, name),
@@ -64,7 +64,7 @@ def plan(profile: Profile, where: Where) -> Plan:
         f"noise/{family}/{data_set}": cell(
             "noise",
             f"{family}, {data_set}: noise",
-            {"victim": victim_cell(profile, family, data_set, where)},
+            {"victim": protected_cell(profile, family, data_set, where)},
             cases=profile.test,
         )
         for data_set in data_sets

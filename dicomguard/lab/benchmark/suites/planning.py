@@ -38,6 +38,10 @@ class Plan:
         return in_order(self.cells)
 
 
+_ALPHA = 0.05
+_GUARD_EPS = 0.004  # the budget that the shipped bundles' guards are made for
+
+
 @dataclass(frozen=True, slots=True)
 class Where:
     """Where a run takes place: `data` holds the image sets, `work` the cells; `device` is for networks."""
@@ -89,6 +93,26 @@ def victim_cell(profile: Profile, family: str, data_set: str, where: Where, *, h
         hardening=hardening,
         pretrained=_has_package(known(family)),
         device=where.device,
+    )
+
+
+def protected_cell(profile: Profile, family: str, data_set: str, where: Where) -> Cell:
+    """The victim as a site would protect it: enrolled, with a guard where its pictures are gray."""
+    victim = victim_cell(profile, family, data_set, where)
+    if not profile.enrols:
+        return victim
+    is_gray = _opened(data_set, known(family).side, where).planes == 1
+    return cell(
+        "enrolled",
+        f"enrol {family} on {data_set}",
+        {"victim": victim},
+        data_set=data_set,
+        side=known(family).side,
+        alpha=_ALPHA,
+        eps=_GUARD_EPS if is_gray else None,
+        pictures=profile.pictures,
+        epochs=profile.guard_epochs,
+        least_steps=profile.guard_steps,
     )
 
 
