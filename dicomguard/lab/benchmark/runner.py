@@ -1,27 +1,28 @@
 """Compute cells in worker processes, what is needed first; keep going where one fails, and say so at the end.
 
 One thread in each worker: several networks side by side use the cores better than one network with several threads.
-A worker that dies (out of memory, killed) fails its cell and no other.
+A worker that dies (out of memory, killed) fails its cell and no other; it has a pipe of its own, and another takes its
+place.
 """
 
 from __future__ import annotations
 
 import fcntl
 import multiprocessing as mp
-import queue
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import Any
 
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.cell import Cell, Result, in_order
+from dicomguard.lab.benchmark.sets import INVENTORY
 
-INVENTORY = "inventory"
 Tell = Callable[[float], None]
 """`tell(share)`: how much of the cell is done, from 0 to 1."""
 
@@ -121,14 +122,8 @@ def alone_in(work: Path) -> Iterator[None]:
         yield
 
 
-@dataclass(slots=True)
-class _Running:
-    cell: Cell
-    process: BaseProcess
-
-
 class Runner:
-    """Cells over a number of worker processes. `kinds`: a module-level mapping, so that workers find it too."""
+    """Cells over a number of worker processes. `kinds`: module-level functions, which workers find by their names."""
 
     def __init__(
         self,
@@ -143,108 +138,149 @@ class Runner:
         self._kinds = kinds
         self._root = root
         self._data = data
-        self._workers = max(1, workers)
+        self._most = max(1, workers)
         self._device = device
         self._show = show
         # Forked workers would inherit torch's locks and threads in whatever state they are.
         self._context = mp.get_context("spawn")
+        self._workers: list[_Worker] = []
 
     def run(self, cells: Sequence[Cell]) -> Outcome:
         """Compute what is not kept. Interrupted, it stops the workers; cells go on where they were the next time."""
-        outcome = Outcome()
-        waiting = []
+        outcome, waiting = Outcome(), []
+        there: set[str] = set()
         for cell in in_order(list(cells)):
             if cell.result(self._root) is None:
                 waiting.append(cell)
             else:
                 outcome.kept.append(cell)
-        running: list[_Running] = []
-        told: mp.Queue[tuple[str, float]] = self._context.Queue()
+                there.add(cell.key)
         try:
-            while waiting or running:
-                self._start(waiting, running, outcome, told)
-                if waiting and not running:  # nothing can start: what one of them needs has been taken away
-                    outcome.failed += [(cell, "a result that it needs is gone; run again") for cell in waiting]
-                    break
-                self._listen(running, told)
-                self._collect(running, outcome)
+            while waiting or any(worker.cell is not None for worker in self._workers):
+                self._skip(waiting, outcome)
+                self._give_out(waiting, there)
+                self._listen(outcome, there)
         finally:
-            for one in running:
-                one.process.terminate()
-            for one in running:
-                one.process.join()
-            told.close()
+            for worker in self._workers:
+                worker.stop()
+            self._workers.clear()
         return outcome
 
-    def _start(
-        self, waiting: list[Cell], running: list[_Running], outcome: Outcome, told: mp.Queue[tuple[str, float]]
-    ) -> None:
+    def _skip(self, waiting: list[Cell], outcome: Outcome) -> None:
+        """Leave out what needs a cell that is lost; `waiting` is in order, so one round finds all."""
         lost = {cell.key for cell, _ in outcome.failed} | {cell.key for cell in outcome.skipped}
         for cell in list(waiting):
             if any(need.key in lost for _, need in cell.needs):
                 waiting.remove(cell)
                 outcome.skipped.append(cell)
                 lost.add(cell.key)
-        for cell in list(waiting):
-            if len(running) >= self._workers:
-                return
-            if all(need.result(self._root) is not None for _, need in cell.needs):
-                waiting.remove(cell)
-                arguments = (cell, self._kinds[cell.kind], self._root, self._data, self._device, told)
-                process = self._context.Process(target=_work, args=arguments, daemon=False)
-                process.start()
-                running.append(_Running(cell, process))
-                self._show(cell, 0.0)
 
-    def _listen(self, running: Sequence[_Running], told: mp.Queue[tuple[str, float]]) -> None:
-        by_key = {one.cell.key: one.cell for one in running}
-        deadline = time.monotonic() + 0.2
-        while (left := deadline - time.monotonic()) > 0:
+    def _give_out(self, waiting: list[Cell], there: set[str]) -> None:
+        ready = [cell for cell in waiting if all(need.key in there for _, need in cell.needs)]
+        for cell in ready:
+            worker = self._idle()
+            if worker is None:
+                return
+            waiting.remove(cell)
+            worker.begin(cell, self._kinds[cell.kind], self._root, self._data, self._device)
+            self._show(cell, 0.0)
+
+    def _idle(self) -> _Worker | None:
+        """A worker without a cell, a new one if there may be more; None where all are busy."""
+        for worker in self._workers:
+            if worker.cell is None:
+                return worker
+        if len(self._workers) == self._most:
+            return None
+        self._workers.append(_Worker(self._context))
+        return self._workers[-1]
+
+    def _listen(self, outcome: Outcome, there: set[str]) -> None:
+        """Wait until a worker says something, or dies."""
+        busy = {worker.connection: worker for worker in self._workers if worker.cell is not None}
+        for connection in wait(list(busy)):
+            worker = busy[connection]  # type: ignore[index] # only our own connections were asked for
+            cell = worker.cell
+            assert cell is not None
             try:
-                key, share = told.get(timeout=left)
-            except queue.Empty:
-                return
-            if key in by_key:
-                self._show(by_key[key], share)
-
-    def _collect(self, running: list[_Running], outcome: Outcome) -> None:
-        for one in list(running):
-            if one.process.is_alive():
+                kind, said = worker.connection.recv()
+            except (EOFError, OSError):
+                outcome.failed.append((cell, worker.buried()))
+                self._workers.remove(worker)
                 continue
-            one.process.join()
-            running.remove(one)
-            if one.cell.result(self._root) is not None:
-                outcome.done.append(one.cell)
-                self._show(one.cell, 1.0)
+            if kind == "share":
+                self._show(cell, said)
+                continue
+            worker.cell = None
+            if kind == "done":
+                there.add(cell.key)
+                outcome.done.append(cell)
+                self._show(cell, 1.0)
             else:
-                outcome.failed.append((one.cell, self._why(one)))
+                outcome.failed.append((cell, said))
 
-    def _why(self, one: _Running) -> str:
-        path = one.cell.folder(self._root) / _ERROR
-        if one.process.exitcode == 1 and path.exists():
-            return path.read_text().strip().splitlines()[0]
-        return f"its process ended with {one.process.exitcode} (a negative number is a signal; -9: out of memory?)"
+
+class _Worker:
+    """One process with a pipe of its own: what happens to it happens to no other."""
+
+    def __init__(self, context: SpawnContext) -> None:
+        self.connection, theirs = context.Pipe()
+        # Not daemonic: a cell may have children of its own.
+        self._process = context.Process(target=_work, args=(theirs,), daemon=False)
+        self._process.start()
+        theirs.close()
+        self.cell: Cell | None = None
+
+    def begin(self, cell: Cell, make: Make, root: Path, data: Path, device: str) -> None:
+        self.cell = cell
+        # A worker that has died meanwhile is found dead where it is listened to.
+        with suppress(OSError):
+            self.connection.send((cell, make, root, data, device))
+
+    def buried(self) -> str:
+        """Why it is gone."""
+        self._process.join()
+        code = self._process.exitcode
+        self.connection.close()
+        return f"its process ended with {code} (a negative number is a signal; -9: out of memory?)"
+
+    def stop(self) -> None:
+        """End it, whatever it does."""
+        self.connection.close()
+        self._process.terminate()
+        self._process.join()
 
 
 _ERROR = "error.txt"
 
 
-def _work(
-    cell: Cell, make: Make, root: Path, data: Path, device: str, told: mp.Queue[tuple[str, float]]
-) -> None:  # pragma: no cover - runs in a process of its own
-    """One cell in a worker process. A failure is told in its folder: the first line for people, then the traceback."""
+def _work(connection: Connection) -> None:  # pragma: no cover - runs in a process of its own
+    """Cells, one after the other, until the pipe is closed; a parent that dies closes it, too."""
     import torch  # noqa: PLC0415 - the parent may only list cells
 
     from dicomguard.scoring import memory  # noqa: PLC0415
 
     torch.set_num_threads(1)
     memory.keep_buffers()
+    while True:
+        try:
+            cell, make, root, data, device = connection.recv()
+        except (EOFError, OSError):
+            return
+        connection.send(_tried(cell, make, root, data, device, lambda share: connection.send(("share", share))))
+
+
+def _tried(
+    cell: Cell, make: Make, root: Path, data: Path, device: str, tell: Tell
+) -> tuple[str, str]:  # pragma: no cover - runs in a process of its own
+    """Compute a cell. A failure is told, and kept in its folder with its traceback."""
     path = cell.folder(root) / _ERROR
     path.unlink(missing_ok=True)
     try:
-        compute(cell, make, root=root, data=data, device=device, tell=lambda share: told.put((cell.key, share)))
+        compute(cell, make, root=root, data=data, device=device, tell=tell)
     except Exception as error:  # noqa: BLE001 - the other cells go on
         path.parent.mkdir(parents=True, exist_ok=True)
         said = str(error) if isinstance(error, DicomguardError) else f"unforeseen {type(error).__name__}: {error}"
-        path.write_text(f"{' '.join(said.split())}\n\n{traceback.format_exc()}")
-        raise SystemExit(1) from None
+        path.write_text(f"{said}\n\n{traceback.format_exc()}")
+        return "failed", " ".join(said.split())
+    return "done", ""

@@ -104,6 +104,7 @@ def test_a_cell_that_fails_takes_only_what_needs_it_along(tmp_path: Path, kinds)
     assert why["breaks"] == "unforeseen ZeroDivisionError: by nothing"
     assert {cell.key for cell in outcome.skipped} == {needing.key, further.key}
     assert {cell.key for cell in outcome.done} == {number(2).key, number(4).key}
+    (late.folder(tmp_path) / "error.txt").read_text().index("Traceback")
     again = runner.run([further])
     assert {cell.key for cell in again.done} == {late.key, needing.key, further.key}
     found = further.result(tmp_path)

@@ -15,9 +15,10 @@ from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.files import Files, load_files, look_at, opened, seed_of
 from dicomguard.lab.benchmark.judging import Material, described, judge_all
 from dicomguard.lab.benchmark.runner import Place
+from dicomguard.lab.benchmark.sets import opened_set
 from dicomguard.lab.benchmark.shifts import SHIFTS
 from dicomguard.lab.cases import Case
-from dicomguard.lab.data import Collection, open_collection
+from dicomguard.lab.data import Collection
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.detectors.sight import joined, look
 from dicomguard.lab.figures import share
@@ -35,7 +36,7 @@ def scorer_of(place: Place, role: str = "victim") -> Scorer:
 def collection_of(place: Place, role: str = "victim") -> Collection:
     """The data set that a victim was trained on."""
     settings = place.needs[role]["settings"]
-    return open_collection(settings["data_set"], place.data, side=settings["side"], cache=place.inventory)
+    return opened_set(settings["data_set"], place.data, settings["side"], place.inventory)
 
 
 def clean(settings: dict[str, Any], place: Place) -> Result:

@@ -8,7 +8,8 @@ from typing import Any
 from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.kinds.files import BUNDLE
 from dicomguard.lab.benchmark.runner import Place, added
-from dicomguard.lab.data import Collection, open_collection
+from dicomguard.lab.benchmark.sets import opened_set
+from dicomguard.lab.data import Collection
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.victims import Hardening, Options, train
 from dicomguard.lab.victims import victim as known
@@ -21,7 +22,7 @@ def victim(settings: dict[str, Any], place: Place) -> Result:
 
     `hardening`: the budget of adversarial training; None for plain training.
     """
-    collection = open_collection(settings["data_set"], place.data, side=settings["side"], cache=place.inventory)
+    collection = opened_set(settings["data_set"], place.data, settings["side"], place.inventory)
     eps = settings["hardening"]
     options = Options(
         seed=settings["seed"],

@@ -14,8 +14,8 @@ from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.cell import Cell, Result, in_order
 from dicomguard.lab.benchmark.profile import Profile
 from dicomguard.lab.benchmark.provenance import made_by
-from dicomguard.lab.benchmark.runner import INVENTORY
-from dicomguard.lab.data import Collection, open_collection
+from dicomguard.lab.benchmark.sets import INVENTORY, opened_set
+from dicomguard.lab.data import Collection
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.victims import Victim
 from dicomguard.lab.victims import victim as known
@@ -56,9 +56,8 @@ def cell(kind: str, title: str, needs: Mapping[str, Cell] | None = None, **setti
     return Cell.of(kind, made_by(kind), title, needs, **settings)
 
 
-@cache
 def _opened(name: str, side: int | None, where: Where) -> Collection:
-    return open_collection(name, where.data, side=side, cache=where.work / INVENTORY)
+    return opened_set(name, where.data, side, where.work / INVENTORY)
 
 
 @cache
