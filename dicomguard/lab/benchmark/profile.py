@@ -56,7 +56,7 @@ SMOKE = Profile(
     joel_pictures=48,
     small_detectors=True,
     guard_epochs=1,
-    guard_steps=10,
+    guard_steps=40,
     enrols=False,
     reductions=("A check that everything runs: victims of four epochs, a handful of files. Its figures mean nothing.",),
 )

@@ -30,7 +30,7 @@ class World:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.data = root / "data"
-        class_folders(self.data / "blobs", {"ill": 70, "normal": 70})
+        class_folders(self.data / "blobs", {"ill": 260, "normal": 260})
         self.victim = Cell.of("victim", "1", "train toy on blobs", data_set="blobs", side=None)
         write_small(self.victim.folder(self.root) / BUNDLE, size=32, levels=(0.01, 0.03, 0.05), repeats=2)
         self.victim.keep(self.root, {"title": self.victim.title, "settings": self.victim.given, "training": {}})
@@ -180,7 +180,7 @@ def test_an_attacker_who_knows_the_detector_keeps_the_budget(world: World, name:
         "clean": world.clean,
         "validation": world.attack("PGD 0.016", split="validation"),
     }
-    cell = Cell.of("adaptive", "1", name, needs, attack=name, eps=0.016, cases=4)
+    cell = Cell.of("adaptive", "1", name, needs, attack=name, eps=0.016, cases=12)
     found = world.run(cell)
     kept = load_attacked(cell.folder(world.root))
     assert found["tried"] == len(kept.attempts) >= 1
@@ -189,7 +189,7 @@ def test_an_attacker_who_knows_the_detector_keeps_the_budget(world: World, name:
 
 
 def test_a_victim_is_enrolled_as_a_site_would(world: World) -> None:
-    settings = {"alpha": 0.2, "eps": 0.004, "pictures": 30, "epochs": 1, "least_steps": 5}
+    settings = {"alpha": 0.2, "eps": 0.004, "pictures": 64, "epochs": 1, "least_steps": 40}
     needs = {"victim": world.victim}
     cell = Cell.of("enrolled", "1", "enrol", needs, data_set="blobs", side=None, **settings)
     found = world.run(cell)
@@ -212,7 +212,7 @@ def test_a_guard_of_its_own_for_a_budget(world: World) -> None:
             eps=0.004,
             pictures=20,
             epochs=1,
-            least_steps=5,
+            least_steps=40,
             cases=6,
         )
     )

@@ -107,8 +107,8 @@ class Attacker:
 
         def far(current: Tensor, which: Tensor) -> Tensor:
             odds, seen = self.deep(self.prepare(current, which))
-            found: Tensor = mahalanobis(model, seen, head.answers(odds)).amax(1) / float(usual)
-            return found
+            found = mahalanobis(model, seen, head.answers(odds)).amax(1) / float(usual)
+            return found.to(odds)
 
         return far
 
@@ -186,7 +186,11 @@ def _orthogonal_to_ours(attacker: Attacker, eps: float) -> Attack:
     settings = Orthogonal(eps=eps, slack=(0.0, fitted.margin_floor))
 
     def attack(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
-        score = enrolled_score(attacker.seen, attacker.check(seeds), fitted, ours.feature_model)
+        exact = enrolled_score(attacker.seen, attacker.check(seeds), fitted, ours.feature_model)
+
+        def score(current: Tensor, which: Tensor, step: int) -> Tensor:
+            return exact(current, which, step).to(current)
+
         return orthogonal_pgd(margins, score, bar, pixels, seeds, settings, chunk=chunk).attacked
 
     return attack
