@@ -144,7 +144,12 @@ def _for_each_rate(make: Maker, row: dict[str, Any], material: Material, alphas:
     """Put in place of the later operating points those of detectors that were fitted for them."""
     for place, alpha in enumerate(alphas[1:], start=1):
         detector = make(alpha)
-        _fit(detector, material)
+        try:
+            _fit(detector, material)
+        except DicomguardError as error:  # too few files for this rate
+            for kind in ("files", "floats"):
+                row[kind]["points"][place] = {"alpha": alpha, "none_because": str(error)}
+            continue
         own = _Scored(detector, material).row(detector.name, [alpha], None)
         for kind in ("files", "floats"):
             row[kind]["points"][place] = own[kind]["points"][0]
