@@ -20,9 +20,10 @@ from dicomguard.attacks.suite import SUITE
 from dicomguard.enrol.cleanset import is_reference
 from dicomguard.errors import BundleError
 from dicomguard.lab import card, command, rules
+from dicomguard.lab.cases import Case
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.figures import share
-from dicomguard.lab.recipes import Case, Recipe
+from dicomguard.lab.recipes import Recipe
 from dicomguard.lab.specimens import Looked, Specimens
 from dicomguard.scoring.enrolment import Enrolment
 from dicomguard.scoring.guard import Outcome
