@@ -58,15 +58,26 @@ class Source:
 
 
 class Workshop:
-    """One bundle and a work folder: makes guards, and asks them about the test files."""
+    """One bundle and a work folder: makes guards, and asks them about the test files.
+
+    `taught`: another work folder whose lessons are used.
+    """
 
     def __init__(
-        self, source: Source, scorer: Scorer, work: Path, advance: Advance, shipped: Guard | None = None
+        self,
+        source: Source,
+        scorer: Scorer,
+        work: Path,
+        advance: Advance,
+        shipped: Guard | None = None,
+        *,
+        taught: Path | None = None,
     ) -> None:
         self._from = source
         self.shipped = shipped
         self.scorer = scorer
-        self._work = work / f"{scorer.name}-{scorer.fingerprint[:12]}"
+        name = f"{scorer.name}-{scorer.fingerprint[:12]}"
+        self._work, self._taught = work / name, (taught or work) / name
         self._work.mkdir(parents=True, exist_ok=True)
         self._advance = advance
 
@@ -79,7 +90,7 @@ class Workshop:
             return self.shipped
         path = self.guard_path(settings, distillation)
         if not path.exists():
-            taught = self._lessons(distillation)
+            taught = self.lessons(distillation)
             network = distil(
                 taught, self.scorer.head, settings.sigma, distillation, self._advance, width=settings.width
             )
@@ -109,14 +120,15 @@ class Workshop:
     def lessons_path(self, distillation: Distillation) -> Path:
         """Where lessons are kept, which do not depend on how a guard is trained on them."""
         moves = {name: getattr(distillation, name) for name in ("seed", "variants", "rotation", "zoom", "shift")}
-        return self._work / f"lessons-{name_of(moves, self._source())}.safetensors"
+        return self._taught / f"lessons-{name_of(moves, self._source())}.safetensors"
 
     def _source(self) -> tuple[object, ...]:
         """What lessons rest on beside their settings: the model, its path, and the training files."""
         keys = sorted(case.key for case in self._from.training)
         return self.scorer.fingerprint, self.scorer.path, self._from.bits, keys
 
-    def _lessons(self, distillation: Distillation) -> Lessons:
+    def lessons(self, distillation: Distillation) -> Lessons:
+        """What the bundle answers to the training files, from disk where it was asked before."""
         path = self.lessons_path(distillation)
         if not path.exists():
             clean = self._read(self._from.training, "read training files").parts[Part.DISTILLED]

@@ -24,13 +24,21 @@ def report(
         "build/lab/report"
     ),
     profile: Annotated[str, typer.Option("--profile", help="Whose results: smoke, cpu or full.")] = "cpu",
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            "--pictures",
+            metavar="WORK",
+            help="Where cells are kept (build/lab): show their pictures, which are of the data sets.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")] = False,
 ) -> None:
     """Write tables beside the papers' own numbers, with intervals, plots, versions and commands."""
     from dicomguard.lab.command import line
     from dicomguard.lab.report import page
 
-    written = page.write(results, out, profile, command=line("dicomguard lab report", sys.argv[3:]))
+    written = page.write(results, out, profile, command=line("dicomguard lab report", sys.argv[3:]), work=pictures)
     if as_json:
         print_json([{"written": str(path)} for path in written])
         return

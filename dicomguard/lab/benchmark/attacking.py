@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +20,12 @@ from dicomguard.attacks.forge import forge
 from dicomguard.attacks.native import native_margins
 from dicomguard.attacks.suite import Attack
 from dicomguard.errors import DicomguardError
-from dicomguard.lab.benchmark.files import Files, Opened, load_files, opened, seed_of
+from dicomguard.lab.benchmark.files import Files, Opened, load_files, looked, opened, seed_of
+from dicomguard.lab.benchmark.progress import Advance
 from dicomguard.lab.cases import Case, batches
-from dicomguard.lab.detectors.sight import Sight, joined, look
 from dicomguard.scoring.scorer import Scorer
 
 _BATCH = 8
-Tick = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,31 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Attacked:
-    """All attempts of one attack; `floats`: what flipped, as floats; `files`: what succeeded, as files."""
+    """All attempts of one attack; `floats`: what flipped, as floats, if that was looked at; `files`: what succeeded."""
 
     attempts: tuple[Attempt, ...]
     floats: Files | None
     files: Files | None
+
+    @property
+    def knows_floats(self) -> bool:
+        """Whether all that flipped was looked at before rounding."""
+        return self.floats is not None or not any(one.flipped for one in self.attempts)
+
+
+def described(one: Attacked) -> dict[str, Any]:
+    """Success rates with their denominators, sizes and seconds of an attack."""
+    linf = np.array([a.linf for a in one.attempts if a.flipped])
+    l2 = np.array([a.l2 for a in one.attempts if a.flipped])
+    return {
+        "tried": len(one.attempts),
+        "flipped": sum(a.flipped for a in one.attempts),
+        "succeeded": sum(a.succeeded for a in one.attempts),
+        "survived": sum(a.succeeded and a.flipped for a in one.attempts),
+        "linf_median": float(np.median(linf)) if len(linf) else None,
+        "l2_median": float(np.median(l2)) if len(l2) else None,
+        "seconds_an_image": float(np.mean([a.seconds for a in one.attempts])) if one.attempts else None,
+    }
 
 
 def attack_files(
@@ -63,12 +83,13 @@ def attack_files(
     work: Path,
     *,
     name: str,
-    wanted: int,
-    tick: Tick = lambda _: None,
+    wanted: int | None,
+    sees_floats: bool,
+    advance: Advance,
 ) -> Attacked:
     """Attack cases in their order until `wanted` succeeded or none is left. Goes on where it was interrupted in `work`.
 
-    `tick` counts successes.
+    `sees_floats`: what flipped is looked at before rounding, too.
 
     Raises:
         DicomguardError: there are no cases, or the attack meets numbers that are not finite.
@@ -79,16 +100,16 @@ def attack_files(
     parts: list[Attacked] = []
     count = 0
     for place, group in enumerate(batches(cases, _BATCH)):
-        if count >= wanted:
+        if wanted is not None and count >= wanted:
             break
         part = _kept(work, place)
         if part is None:
-            part = _attack(scorer, attack, group, bits, name)
+            part = _attack(scorer, attack, group, bits, name, sees_floats=sees_floats)
             _keep(work, place, part)
         parts.append(part)
         fresh = sum(one.succeeded for one in part.attempts)
         count += fresh
-        tick(fresh)
+        advance(max(len(group) / len(cases), 0.0 if wanted is None else fresh / wanted))
     return together(parts)
 
 
@@ -96,26 +117,23 @@ def together(parts: Sequence[Attacked]) -> Attacked:
     """All parts as one."""
     return Attacked(
         tuple(one for part in parts for one in part.attempts),
-        _joined([part.floats for part in parts if part.floats is not None]),
-        _joined([part.files for part in parts if part.files is not None]),
+        _joined([part.floats for part in parts]),
+        _joined([part.files for part in parts]),
     )
 
 
-def _joined(found: Sequence[Files]) -> Files | None:
-    if not found:
-        return None
-    return Files(
-        tuple(key for one in found for key in one.keys),
-        tuple(group for one in found for group in one.groups),
-        np.concatenate([one.truth for one in found]),
-        joined([one.sight for one in found]),
-    )
+def _joined(found: Sequence[Files | None]) -> Files | None:
+    filled = [one for one in found if one is not None]
+    return Files.joined(filled) if filled else None
 
 
-def _attack(scorer: Scorer, attack: Attack, cases: Sequence[Case], bits: int, name: str) -> Attacked:
+def _attack(
+    scorer: Scorer, attack: Attack, cases: Sequence[Case], bits: int, name: str, *, sees_floats: bool
+) -> Attacked:
     clean = [opened(case, case.make(bits), scorer.fingerprint) for case in cases]
-    answers = _answers(scorer, clean)
-    targets = [one for one, answer in zip(clean, answers, strict=True) if answer[0] == one.case.truth]
+    answered = [(one, answer) for one, answer in zip(clean, _answers(scorer, clean), strict=True)]
+    targets = [one for one, answer in answered if answer[0] == one.case.truth]
+    before = [answer for one, answer in answered if answer[0] == one.case.truth]
     if not targets:
         return Attacked((), None, None)
     pixels = torch.stack([torch.from_numpy(one.image.pixels) for one in targets])
@@ -130,7 +148,6 @@ def _attack(scorer: Scorer, attack: Attack, cases: Sequence[Case], bits: int, na
         opened(one.case, forge(one.dataset, one.image, new, description=words), scorer.fingerprint)
         for one, new in zip(targets, moved, strict=True)
     ]
-    before = [answer for answer, one in zip(answers, clean, strict=True) if answer[0] == one.case.truth]
     flipped = [now != was for now, was in zip(_answers(scorer, floats), before, strict=True)]
     succeeded = [now != was for now, was in zip(_answers(scorer, stored), before, strict=True)]
     attempts = []
@@ -147,7 +164,11 @@ def _attack(scorer: Scorer, attack: Attack, cases: Sequence[Case], bits: int, na
                 round(seconds, 4),
             )
         )
-    return Attacked(tuple(attempts), _looked(scorer, floats, flipped), _looked(scorer, stored, succeeded))
+    return Attacked(
+        tuple(attempts),
+        _looked(scorer, floats, flipped) if sees_floats else None,
+        _looked(scorer, stored, succeeded),
+    )
 
 
 def _answers(scorer: Scorer, files: Sequence[Opened]) -> list[tuple[int, ...]]:
@@ -157,15 +178,7 @@ def _answers(scorer: Scorer, files: Sequence[Opened]) -> list[tuple[int, ...]]:
 
 def _looked(scorer: Scorer, files: Sequence[Opened], which: Sequence[bool]) -> Files | None:
     chosen = [one for one, hit in zip(files, which, strict=True) if hit]
-    if not chosen:
-        return None
-    sight: Sight = look(scorer, [one.image for one in chosen], [one.seeds for one in chosen], batch=_BATCH)
-    return Files(
-        tuple(one.case.key for one in chosen),
-        tuple(one.case.group for one in chosen),
-        np.array([one.case.truth for one in chosen], np.int64),
-        sight,
-    )
+    return looked(scorer, chosen) if chosen else None
 
 
 def _keep(work: Path, place: int, part: Attacked) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,7 +27,8 @@ Result = dict[str, Any]
 class Cell:
     """`kind` says which function makes it (`kinds`), `made_by` which state of that code; `title` is for people.
 
-    `settings`: JSON text. `needs`: other cells by the role that they play. The title is no part of the key.
+    `settings`: JSON text. `needs`: other cells by the role that they play. `key`: twelve hex digits that stand for all
+    inputs; the title is none.
     """
 
     kind: str
@@ -35,6 +36,11 @@ class Cell:
     title: str
     settings: str
     needs: tuple[tuple[str, Cell], ...]
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        needs = [(role, cell.key) for role, cell in self.needs]
+        object.__setattr__(self, "key", name_of(self.kind, self.made_by, self.settings, needs))
 
     @classmethod
     def of(cls, kind: str, made_by: str, title: str, needs: Mapping[str, Cell] | None = None, **settings: Any) -> Self:
@@ -45,11 +51,6 @@ class Cell:
 
         """
         return cls(kind, made_by, title, json.dumps(settings, sort_keys=True), tuple(sorted((needs or {}).items())))
-
-    @property
-    def key(self) -> str:
-        """Twelve hex digits that stand for all inputs."""
-        return name_of(self.kind, self.made_by, self.settings, [(role, cell.key) for role, cell in self.needs])
 
     @property
     def given(self) -> dict[str, Any]:

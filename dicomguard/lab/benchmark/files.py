@@ -11,23 +11,25 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicomguard.errors import DicomguardError
-from dicomguard.lab.cases import Case, batches
+from dicomguard.lab.benchmark.progress import Advance
+from dicomguard.lab.cases import Case, batches, truths
 from dicomguard.lab.detectors.sight import Sight, joined, load, look
 from dicomguard.lab.stored import read
 from dicomguard.pixels.image import Image
 from dicomguard.scoring import noise
+from dicomguard.scoring.consistency import Draw
 from dicomguard.scoring.noise import Seeds
 from dicomguard.scoring.scorer import Scorer
 
 _KEY = b"benchmark"  # stands in for a site key, so that a second run draws the same noise
 BATCH = 16
-Tick = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,21 @@ class Files:
     groups: tuple[str, ...]
     truth: NDArray[np.int64]
     sight: Sight
+
+    @classmethod
+    def of(cls, cases: Sequence[Case], sight: Sight) -> Self:
+        """What was seen of the files of cases, in their order."""
+        return cls(tuple(case.key for case in cases), tuple(case.group for case in cases), truths(cases), sight)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """All files of several parts, one after another. Raises ValueError where there are none."""
+        return cls(
+            tuple(key for one in parts for key in one.keys),
+            tuple(group for one in parts for group in one.groups),
+            np.concatenate([one.truth for one in parts]),
+            joined([one.sight for one in parts]),
+        )
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -109,8 +126,15 @@ def load_files(folder: Path, name: str) -> Files:
     return Files(keys, groups, truth, load(folder / f"{name}.npz"))
 
 
-def look_at(scorer: Scorer, cases: Sequence[Case], bits: int, tick: Tick = lambda _: None) -> Files:
-    """Look at clean files.
+def look_at(
+    scorer: Scorer,
+    cases: Sequence[Case],
+    make: Callable[[Case], Dataset],
+    advance: Advance,
+    *,
+    draws: Sequence[Draw] | None = None,
+) -> Files:
+    """Look at the files that `make` makes of cases, with the whole ladder of noise or these draws.
 
     Raises:
         DicomguardError: there are none.
@@ -118,17 +142,17 @@ def look_at(scorer: Scorer, cases: Sequence[Case], bits: int, tick: Tick = lambd
     """
     if not cases:
         raise DicomguardError("there are no files to look at.", advice="Check the data set and its splits.")
-    sights = []
+    parts = []
     for group in batches(cases, BATCH):
-        files = [opened(case, case.make(bits), scorer.fingerprint) for case in group]
-        sights.append(look(scorer, [one.image for one in files], [one.seeds for one in files], batch=BATCH))
-        tick(len(group))
-    return Files(
-        tuple(case.key for case in cases),
-        tuple(case.group for case in cases),
-        np.array([case.truth for case in cases], np.int64),
-        joined(sights),
-    )
+        parts.append(looked(scorer, [opened(case, make(case), scorer.fingerprint) for case in group], draws))
+        advance(len(group) / len(cases))
+    return Files.joined(parts)
+
+
+def looked(scorer: Scorer, files: Sequence[Opened], draws: Sequence[Draw] | None = None) -> Files:
+    """Look at files that are open."""
+    sight = look(scorer, [one.image for one in files], [one.seeds for one in files], batch=BATCH, draws=draws)
+    return Files.of([one.case for one in files], sight)
 
 
 def seed_of(key: str, *purpose: str) -> int:

@@ -30,6 +30,8 @@ _MIDDLE = 2  # the place of 3 % among the noise levels of one to five
 AT_RATE = "noise check of the paper, at the promised rate"
 """The paper's score against a conformal threshold instead of its 2 std, so that it can be compared with the others."""
 
+_LEARN_FEATURES = (Mahalanobis, NearestNeighbours, UnimodalGaussian)
+
 Maker = Callable[[float], Detector]
 """A fresh detector for a promised false-alarm rate; most do not depend on it."""
 
@@ -38,11 +40,13 @@ Maker = Callable[[float], Detector]
 class Material:
     """What every detector is judged on.
 
-    A third of the calibration's groups (`reference`) fit a detector, the others (`held_back`) set its threshold.
+    A third of the calibration's groups (`reference`) fit a detector, the others (`held_back`) set its threshold; those
+    that learn features alone have files of the victim's own `training`, seen without noise, as their papers do.
     `validation`: attacked files by which the paper's noise level is chosen. `shifts`: clean test files with a natural
     change.
     """
 
+    training: Files
     reference: Files
     held_back: Files
     clean: Files
@@ -53,6 +57,7 @@ class Material:
     @classmethod
     def of(
         cls,
+        training: Files,
         calibration: Files,
         clean: Files,
         validation: Attacked,
@@ -60,12 +65,17 @@ class Material:
         shifts: Mapping[str, Files],
     ) -> Self:
         """Divide the calibration by group."""
-        return cls(*divided(calibration), clean, validation.files, attacks, shifts)
+        return cls(training, *divided(calibration), clean, validation.files, attacks, shifts)
 
     @property
     def has_guard(self) -> bool:
         """Whether the files were looked at with a guard."""
         return bool(len(self.clean)) and self.clean.sight.evidence[0].guard_share is not None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What of the attacks was looked at: `files`, and `floats` where those were not left out."""
+        return ("files", "floats") if all(one.knows_floats for one in self.attacks.values()) else ("files",)
 
 
 def divided(calibration: Files) -> tuple[Files, Files]:
@@ -76,10 +86,6 @@ def divided(calibration: Files) -> tuple[Files, Files]:
 
 def makers(scorer: Scorer, *, has_guard: bool) -> list[Maker]:
     """All that need no attacked files to be fitted; the paper's check chooses its level by those of validation."""
-
-    def log_odds(pixels: Any) -> Any:
-        return scorer.log_odds(pixels)
-
     found: list[Maker] = [
         lambda _: NoiseCheck(),
         lambda alpha: Ours(scorer.noise, with_guard=has_guard, alpha=alpha),
@@ -89,7 +95,7 @@ def makers(scorer: Scorer, *, has_guard: bool) -> list[Maker]:
         lambda _: Mahalanobis(victim_layers(scorer)),
         lambda _: NearestNeighbours(),
         lambda _: UnimodalGaussian(),
-        lambda _: FeatureSqueezing(log_odds),
+        lambda _: FeatureSqueezing(scorer.log_odds),
         lambda _: Confidence(),
     ]
     if has_guard:
@@ -104,7 +110,7 @@ def judge_all(
     alphas: Sequence[float] = judge.ALPHAS,
     tell: Callable[[float], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """One row for each detector: `files` and `floats`, what it makes of attacks after rounding and before.
+    """One row for each detector: `files` and, if seen, `floats`: what it makes of attacks after rounding and before.
 
     At its first threshold (the paper's check at its theta), `shifts` counts the false alarms on each natural change,
     and `unseen` names the files that an attack changed without being seen; None where there is no threshold. A
@@ -134,7 +140,7 @@ def judge_all(
 
 def _fit(detector: Detector, material: Material) -> None:
     """Raises DicomguardError where it cannot be fitted."""
-    learned = material.reference
+    learned = material.training if isinstance(detector, _LEARN_FEATURES) else material.reference
     if isinstance(detector, NoiseCheck):  # its theta is the spread of what is answered rightly
         learned = learned.only(learned.right)
     detector.fit(learned.sight, None if material.validation is None else material.validation.sight)
@@ -147,11 +153,11 @@ def _for_each_rate(make: Maker, row: dict[str, Any], material: Material, alphas:
         try:
             _fit(detector, material)
         except DicomguardError as error:  # too few files for this rate
-            for kind in ("files", "floats"):
+            for kind in material.kinds:
                 row[kind]["points"][place] = {"alpha": alpha, "none_because": str(error)}
             continue
         own = _Scored(detector, material).row(detector.name, [alpha], None)
-        for kind in ("files", "floats"):
+        for kind in material.kinds:
             row[kind]["points"][place] = own[kind]["points"][0]
 
 
@@ -165,7 +171,7 @@ class _Scored:
         self._shifts = {name: detector.scores(files.sight) for name, files in material.shifts.items()}
         self._attacked = {
             kind: {name: _attacked(detector, one, kind) for name, one in material.attacks.items()}
-            for kind in ("files", "floats")
+            for kind in material.kinds
         }
 
     def row(self, name: str, alphas: Sequence[float], theta: float | None) -> dict[str, Any]:
@@ -193,18 +199,3 @@ def _attacked(detector: Detector, one: Attacked, kind: str) -> judge.Attacked:
 def _unseen(one: judge.Attacked, bar: float) -> list[str]:
     passed = one.succeeded & ~judge.flags(one.scores, bar)
     return [key for key, is_unseen in zip(one.keys, passed, strict=True) if is_unseen]
-
-
-def described(one: Attacked) -> dict[str, Any]:
-    """Success rates with their denominators, sizes and seconds of an attack."""
-    linf = np.array([a.linf for a in one.attempts if a.flipped])
-    l2 = np.array([a.l2 for a in one.attempts if a.flipped])
-    return {
-        "tried": len(one.attempts),
-        "flipped": sum(a.flipped for a in one.attempts),
-        "succeeded": sum(a.succeeded for a in one.attempts),
-        "survived": sum(a.succeeded and a.flipped for a in one.attempts),
-        "linf_median": float(np.median(linf)) if len(linf) else None,
-        "l2_median": float(np.median(l2)) if len(l2) else None,
-        "seconds_an_image": float(np.mean([a.seconds for a in one.attempts])) if one.attempts else None,
-    }

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from dicomguard.errors import DicomguardError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
     """Sizes of a run. `None` stands for all there are.
 
-    `victims`, `joel_victim`: families, by their names in `victims.grid`; `epochs`, `pictures`: of their training, at
-    most. `calibration`, `test`: clean files. `wanted`: successes of each attack; `tried`: files that are attacked at
-    most; `choosing`: successes on the validation split, by which the paper's noise level is chosen. `adaptive`: files
-    for each adaptive attack and budget. `shifted`: clean files for each natural change. `joel_pictures`: that the
-    detectors of Joel et al. 2023 are taught and tested on; `small_detectors`: small networks and few epochs for those.
+    `seeds`: every victim is trained with each. `victims`, `joel_victim`: families, by their names in `victims.grid`;
+    `epochs`, `pictures`: of their training, at most. `training`, `calibration`, `test`: clean files. `wanted`: how many
+    successes of each attack, `further`: of those beyond the papers'; `tried`: files that are attacked at most;
+    `choosing`: successes on the validation split, by which the paper's noise level is chosen. `adaptive`: files for
+    each adaptive attack and budget. `shifted`: clean files for each natural change. `joel_pictures`: that the detectors
+    of Joel et al. 2023 are taught and tested on; `small_detectors`: small networks and few epochs for those.
     `guard_epochs`, `guard_steps`: of a certified guard, at least so many steps. `enrols`: whether victims are enrolled
-    as a site would, guard included. `reductions`: what the tables say of all this.
+    as a site would, guard included. `is_check`: one data set, a few attacks and budgets, to see that everything runs.
+    `reductions`: what the tables say of all this.
     """
 
     name: str
+    seeds: tuple[int, ...]
     victims: tuple[str, ...]
     joel_victim: str
+    training: int | None
     calibration: int | None
     test: int | None
     wanted: int
+    further: int
     tried: int | None
     choosing: int
     epochs: int | None
@@ -37,16 +45,24 @@ class Profile:
     guard_epochs: int
     guard_steps: int
     enrols: bool
+    is_check: bool
     reductions: tuple[str, ...]
+
+    def some(self, everything: T, few: T) -> T:
+        """What a run of this profile takes: everything, or a few where it only checks."""
+        return few if self.is_check else everything
 
 
 SMOKE = Profile(
     name="smoke",
+    seeds=(0,),
     victims=("resnet_small",),
     joel_victim="vgg11_small",
+    training=130,
     calibration=130,
     test=30,
     wanted=8,
+    further=4,
     tried=24,
     choosing=6,
     epochs=4,
@@ -58,15 +74,19 @@ SMOKE = Profile(
     guard_epochs=1,
     guard_steps=40,
     enrols=False,
+    is_check=True,
     reductions=("A check that everything runs: victims of four epochs, a handful of files. Its figures mean nothing.",),
 )
 CPU = Profile(
     name="cpu",
+    seeds=(0,),
     victims=("efficientnet_lite0", "resnet_small", "vit_small"),
     joel_victim="vgg11_small",
+    training=600,
     calibration=400,
     test=300,
     wanted=100,
+    further=40,
     tried=None,
     choosing=24,
     epochs=None,
@@ -78,22 +98,29 @@ CPU = Profile(
     guard_epochs=24,
     guard_steps=400,
     enrols=True,
+    is_check=False,
     reductions=(
         (
             "Victims that two cores can train in a night: EfficientNet-Lite0 (ImageNet weights) at 224 pixels, a"
             " residual net and a vision transformer at 128 pixels from random weights, instead of ResNet-50 V2,"
             " InceptionV3 and ViT-B/16 with ImageNet weights."
         ),
-        "At most 100 successes of each attack, 400 clean files for calibration and 300 for test.",
+        (
+            "One seed. At most 100 successes of each attack of the papers and 40 of each other; 400 clean files for"
+            " calibration and 300 for test."
+        ),
     ),
 )
 FULL = Profile(
     name="full",
+    seeds=(0, 1, 2),
     victims=("resnet50v2", "inception_v3", "vit_b_16"),
     joel_victim="vgg16",
+    training=None,
     calibration=None,
     test=None,
     wanted=1000,
+    further=200,
     tried=None,
     choosing=100,
     epochs=None,
@@ -105,6 +132,7 @@ FULL = Profile(
     guard_epochs=24,
     guard_steps=400,
     enrols=True,
+    is_check=False,
     reductions=(),
 )
 PROFILES = {profile.name: profile for profile in (SMOKE, CPU, FULL)}

@@ -21,22 +21,9 @@ from typing import Any
 
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.cell import Cell, Result, in_order
+from dicomguard.lab.benchmark.progress import Tell
+from dicomguard.lab.benchmark.provenance import versions
 from dicomguard.lab.benchmark.sets import INVENTORY
-
-Tell = Callable[[float], None]
-"""`tell(share)`: how much of the cell is done, from 0 to 1."""
-
-
-def added(tell: Tell) -> Tell:
-    """The same for work that says by how much it came nearer."""
-    done = 0.0
-
-    def advance(share: float) -> None:
-        nonlocal done
-        done = min(done + share, 1.0)
-        tell(done)
-
-    return advance
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +41,11 @@ class Place:
     data: Path
     device: str
     tell: Tell
+
+    def of(self, prefix: str) -> dict[str, Path]:
+        """The folders of all roles that begin so, by what follows, in order."""
+        roles = sorted(role for role in self.folders if role.startswith(prefix))
+        return {role.removeprefix(prefix): self.folders[role] for role in roles}
 
 
 Make = Callable[[dict[str, Any], Place], Result]
@@ -98,6 +90,7 @@ def compute(
         "settings": cell.given,
         **make(cell.given, place),
         "seconds": round(time.monotonic() - started, 1),
+        "versions": versions(),
     }
     cell.keep(root, result)
     return result

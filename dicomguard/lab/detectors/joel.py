@@ -25,7 +25,7 @@ from dicomguard.lab.detectors.judge import flags
 from dicomguard.lab.detectors.roc import auroc_interval
 from dicomguard.lab.detectors.sight import Detector, Scores, Sight, look
 from dicomguard.lab.detectors.supervised import Supervised
-from dicomguard.lab.figures import share
+from dicomguard.lab.figures import clustered, share
 from dicomguard.pixels.image import Image
 from dicomguard.scoring.noise import Seeds
 from dicomguard.scoring.scorer import Scorer
@@ -120,8 +120,9 @@ def trial(detector: Supervised, pairs: Pairs, protocol: Protocol, *, seed: int =
     """Teach and test `detector`.
 
     `figures`: `accuracy`, the share answered rightly of clean and attacked test pictures together, by the detector's
-    own decision, as the paper counts; `clean_flagged` and `attacked_flagged`; AUROC with its interval, paired by
-    picture; how many pictures were in each part; `shared_patients`: test pictures whose patient taught, too.
+    own decision, as the paper counts, its interval over patients; `clean_flagged` and `attacked_flagged`; AUROC with
+    its interval, paired by picture; how many pictures were in each part; `shared_patients`: test pictures whose patient
+    taught, too.
 
     Raises:
         DicomguardError: as `split` and the detector's `fit`.
@@ -132,14 +133,14 @@ def trial(detector: Supervised, pairs: Pairs, protocol: Protocol, *, seed: int =
     selection = pairs.clean.only(parts.selection), attacked.only(parts.selection)
     detector.fit(pairs.clean.only(parts.train), attacked.only(parts.train), seed=seed, selection=selection)
     clean, caught = detector.scores(pairs.clean.only(parts.test)), detector.scores(attacked.only(parts.test))
-    keys = [pairs.keys[i] for i in parts.test]
+    keys, groups = [pairs.keys[i] for i in parts.test], [pairs.groups[i] for i in parts.test]
     taught = {pairs.groups[i] for i in parts.train}
     figures = {
         "detector": detector.name,
         "protocol": protocol.name,
         "seed": seed,
         "reductions": list(detector.reductions),
-        "accuracy": share(np.concatenate([~flags(clean, 0), flags(caught, 0)])),
+        "accuracy": clustered(np.concatenate([~flags(clean, 0), flags(caught, 0)]), 2 * groups),
         "clean_flagged": share(flags(clean, 0)),
         "attacked_flagged": share(flags(caught, 0)),
         "auroc": auroc_interval(clean, caught, keys, keys, seed=seed),

@@ -55,7 +55,9 @@ def _panel(axes: Axes, curves: Sequence[Curve], *, log: bool, bar: float | None)
             color=colour,
             alpha=0.15,
         )
-        axes.plot(xs, ys, "--" if curve.dashed else "-", marker=marker, color=colour, markersize=4, label=curve.name)
+        # After as many curves as there are colours these come again, with another line.
+        line = "--" if curve.dashed else "-" if place < len(CYCLE) else "-."
+        axes.plot(xs, ys, line, marker=marker, color=colour, markersize=4, label=curve.name)
     if log:
         axes.set_xscale("log")
         axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)], rotation=60, fontsize=8)

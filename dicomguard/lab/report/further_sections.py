@@ -8,11 +8,12 @@ from typing import Any
 
 from dicomguard.lab.benchmark.judging import AT_RATE
 from dicomguard.lab.report.curves import Curve, bars, shares
-from dicomguard.lab.report.words import counted, rate, table
+from dicomguard.lab.report.words import counted, rate, table, who
 
 Result = Mapping[str, Any]
 _BROKEN = 0.9
 _WITHIN = 0.016
+AS_THEY_ARE = "as they are"
 _SHOWN = (
     "noise check of the paper",
     "ours",
@@ -26,15 +27,17 @@ _SHOWN = (
 def adaptive(found: Result, figures: Path) -> Iterator[str]:
     """Markdown of the adaptive suite."""
     for one in found["grid"]:
-        title = f"{one['family']} on {one['data_set']}"
+        title = f"{who(one)} on {one['data_set']}"
         yield f"### {title}\n"
         detectors = {name: row for name, row in one["detectors"].items() if name in _SHOWN}
         yield "Share of all attacked files that are changed and not seen, percent, at the detector's own threshold.\n"
         budgets = list(dict.fromkeys(name.rpartition(", eps ")[2] for name in one["attacks"]))
         for name, row in detectors.items():
             yield f"**{name}** (false alarms {rate(row['clean'])})\n"
-            yield table(["attack", *(f"eps {eps}" for eps in budgets)], _rates(row["undetected_success"], budgets))
-            yield _verdict(name, row["undetected_success"])
+            rows = [*_rates(row["undetected_success"], budgets), _pooled(row["any"], budgets)]
+            yield table(["attack", *(f"eps {eps}" for eps in budgets)], rows)
+            yield _verdict(name, row["any"])
+            yield _plain(row["detected"])
         for name, why in one["none_because"].items():
             yield f"**{name}** is not judged here: {why}\n"
         yield _costs(one["detectors"])
@@ -47,7 +50,7 @@ def adaptive(found: Result, figures: Path) -> Iterator[str]:
             if name in (AT_RATE, "ours", "ours, without the guard")
         }
         if panels:
-            file = f"adaptive-{one['family']}-{one['data_set']}.png"
+            file = f"adaptive-{one['family']}-{one['data_set']}-{one['seed']}.png"
             path = shares(panels, figures / file, x="eps", y="undetected success", log=True, bar=_BROKEN)
             yield f"![Undetected success against eps: {title}](figures/{path.name})\n"
 
@@ -66,15 +69,22 @@ def _rates(found: Mapping[str, Any], budgets: Sequence[str]) -> Iterator[list[st
         yield [attack, *(counted(at.get(eps)) for eps in budgets)]
 
 
+def _pooled(found: Mapping[str, Any], budgets: Sequence[str]) -> list[str]:
+    return ["**any of them, at this eps or less**", *(counted(found.get(eps)) for eps in budgets)]
+
+
 def _verdict(name: str, found: Mapping[str, Any]) -> str:
-    broken = [
-        (float(label.rpartition(" ")[2]), label) for label, share in found.items() if (share["rate"] or 0) >= _BROKEN
-    ]
+    broken = sorted(float(eps) for eps, share in found.items() if (share["rate"] or 0) >= _BROKEN)
     if not broken:
-        return f"No attack reaches an undetected success of {_BROKEN:.0%} against {name}.\n"
-    eps, label = min(broken)
-    where = "within" if eps <= _WITHIN else "beyond"
-    return f"Broken ({_BROKEN:.0%} undetected) from eps {eps:g} on, {where} {_WITHIN:g}: {label}.\n"
+        return f"All attacks together do not reach an undetected success of {_BROKEN:.0%} against {name}.\n"
+    where = "within" if broken[0] <= _WITHIN else "beyond"
+    return f"Broken ({_BROKEN:.0%} undetected by any attack) from eps {broken[0]:g} on, {where} {_WITHIN:g}.\n"
+
+
+def _plain(found: Mapping[str, Any]) -> str:
+    """An attack that knows of no detector should be the easier to see the larger it is."""
+    points = _by_attack(found).get("PGD", [])
+    return f"Detected of PGD, which knows of no detector: {'; '.join(f'{eps}: {rate(one)}' for eps, one in points)}.\n"
 
 
 def _costs(detectors: Mapping[str, Any]) -> str:
@@ -96,22 +106,25 @@ def _costs(detectors: Mapping[str, Any]) -> str:
 def natural(found: Result, figures: Path) -> Iterator[str]:
     """Markdown of the natural suite."""
     for one in found["grid"]:
-        title = f"{one['family']} on {one['data_set']}"
+        title = f"{who(one)} on {one['data_set']}"
         yield f"### {title}\n"
         shown = {name: row for name, row in one["false_alarms"].items() if name in _SHOWN}
         shifts = list(dict.fromkeys(shift for row in shown.values() for shift in row))
         rows = [
             [
                 shift,
-                counted(one["accuracy"] if shift == "unchanged" else one["shifted_accuracy"].get(shift)),
+                counted(one["accuracy"] if shift == AS_THEY_ARE else one["shifted_accuracy"].get(shift)),
                 *(counted(row.get(shift)) for row in shown.values()),
             ]
             for shift in shifts
         ]
-        yield "False alarms on clean files, percent.\n"
+        yield (
+            "Clean files flagged, percent. Those that are stored again without a change must be flagged as often as"
+            " before; files of another set have no right answer.\n"
+        )
         yield table(["change", "victim's accuracy", *shown], rows)
         panels = {shift: {name: row[shift] for name, row in shown.items() if shift in row} for shift in shifts}
-        file = f"natural-{one['family']}-{one['data_set']}.png"
+        file = f"natural-{one['family']}-{one['data_set']}-{one['seed']}.png"
         path = bars(panels, figures / file, x="clean files flagged", title=title, bar=0.05)
         yield f"![False alarms under natural change: {title}](figures/{path.name})\n"
 
@@ -121,7 +134,7 @@ def certified(found: Result, figures: Path) -> Iterator[str]:
     grid = found["grid"]
     rows = [
         [
-            one["family"],
+            who(one),
             one["data_set"],
             f"{one['eps']:g}",
             f"{one['sigma']:g}",
@@ -138,8 +151,8 @@ def certified(found: Result, figures: Path) -> Iterator[str]:
     panels: dict[str, list[Curve]] = {}
     for data_set in dict.fromkeys(one["data_set"] for one in grid):
         members = [one for one in grid if one["data_set"] == data_set]
-        for family in dict.fromkeys(one["family"] for one in members):
-            points = [(one["eps"], one["certified"]) for one in members if one["family"] == family]
-            panels.setdefault(data_set, []).append(Curve(family, sorted(points, key=lambda point: point[0])))
+        for victim in dict.fromkeys(who(one) for one in members):
+            points = [(one["eps"], one["certified"]) for one in members if who(one) == victim]
+            panels.setdefault(data_set, []).append(Curve(victim, sorted(points, key=lambda point: point[0])))
     path = shares(panels, figures / "certified.png", x="eps", y="certified share of clean files", log=True)
     yield f"![Certified share against the budget](figures/{path.name})\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 from dicomguard.lab.benchmark.judging import AT_RATE
 from dicomguard.lab.report import papers
-from dicomguard.lab.report.words import both, counted, mean, of_data_sets, percent, rate, table
+from dicomguard.lab.report.words import both, counted, mean, of_data_sets, percent, rate, table, who
 
 Result = Mapping[str, Any]
 EARLY = ("early-stopped FGSM", "early-stopped BIM", "early-stopped PGD", "DeepFool")
@@ -30,6 +30,7 @@ def section(found: Result) -> Iterator[str]:
     )
     yield _detection(grid)
     yield from _means(grid)
+    yield _fixed(grid)
     yield "### What a hospital would meet\n"
     yield (
         "On files. *Undetected success*: of all rightly answered files that were attacked, the share whose answer was"
@@ -41,9 +42,19 @@ def section(found: Result) -> Iterator[str]:
     yield "### Every detector on files\n"
     yield from _all(grid)
     yield "### How often attacks succeed, and what they cost\n"
+    yield (
+        "Files are attacked in their order until enough attacks succeeded; the counts say how many that took. Median"
+        " sizes of what flipped as floats, in fractions of the presentation range.\n"
+    )
     yield _attacks(grid)
     yield "### Is random noise an attack?\n"
     yield _random(grid)
+    yield "### What the check sees\n"
+    yield (
+        "The paper's Figures 3 (sigmoid outputs) and 4 (differences of predictions, by level of noise); and 1 (the"
+        " perturbation), 5 and 6 (where the answer is most sensitive) where this page was made with `--pictures`.\n"
+    )
+    yield from _charts(found)
 
 
 def _victims(grid: Sequence[Result]) -> str:
@@ -55,7 +66,7 @@ def _victims(grid: Sequence[Result]) -> str:
         auc = test.get("auc") or {}
         rows.append(
             [
-                one["family"],
+                who(one),
                 one["data_set"],
                 rate(test["accuracy"]),
                 recall,
@@ -115,7 +126,7 @@ def _detection(grid: Sequence[Result]) -> str:
             low, at_rate = named(one, "low margin"), named(one, AT_RATE)
             rows.append(
                 [
-                    one["family"],
+                    who(one),
                     one["data_set"],
                     attack,
                     one["attacks"][attack]["flipped"],
@@ -176,11 +187,31 @@ def _means(grid: Sequence[Result]) -> Iterator[str]:
             rows.append([family, kind, percent(tpr), percent(fpr), cells, "-" if gap is None else f"{gap:+.1f}"])
     yield table(["victim", "counted on", "mean TPR", "mean FPR", "cells", "points above the paper's mean TPR"], rows)
     levels = [
-        f"{one['family']} on {one['data_set']}: {named(one, _PAPER)['level'] + 1} %"  # type: ignore[index]
+        f"{who(one)} on {one['data_set']}: {named(one, _PAPER)['level'] + 1} %"  # type: ignore[index]
         for one in grid
         if named(one, _PAPER) is not None
     ]
     yield f"Noise level chosen on validation files: {'; '.join(levels)}.\n"
+
+
+def _fixed(grid: Sequence[Result]) -> str:
+    """Whether ours beats the paper's check on every attack at a fixed budget."""
+    rows = []
+    for attack in dict.fromkeys(name for one in grid for name in one["attacks"] if name.startswith("PGD 0.")):
+        found = []
+        for one in grid:
+            pair = [row for row in (named(one, _PAPER), ours(one)) if row is not None and "attacks" in point(row)]
+            if len(pair) == 2 and attack in one["attacks"]:
+                found.append([point(row)["attacks"][attack]["detected"]["rate"] for row in pair])
+        counted_in = [(theirs, own) for theirs, own in found if theirs is not None and own is not None]
+        better = sum(own > theirs for theirs, own in counted_in)
+        equal = sum(own == theirs for theirs, own in counted_in)
+        theirs, own = (percent(mean(column)) for column in zip(*counted_in, strict=True)) if counted_in else ("-", "-")
+        rows.append([attack, theirs, own, f"{better} better, {equal} equal of {len(counted_in)}"])
+    words = (
+        "Attacks at a fixed budget, on files: mean TPR over victims, the paper's check at its theta and ours at 5 %.\n"
+    )
+    return words + "\n" + table(["attack", "paper", "ours", "victims on which ours is"], rows)
 
 
 def _compared(one: Result) -> Iterator[tuple[str, Result]]:
@@ -200,7 +231,7 @@ def _undetected(grid: Sequence[Result]) -> str:
                 interval = area.get("interval") or (None, None)
                 rows.append(
                     [
-                        one["family"],
+                        who(one),
                         one["data_set"],
                         attack,
                         name,
@@ -229,7 +260,7 @@ def _strata(grid: Sequence[Result]) -> str:
             alarms = at["alarms_a_day"]["alarms"]
             band = at.get("band") or {}
             inside = "-" if not band else f"{band['low']}-{band['high']}: {'in' if band['inside'] else 'out'}side"
-            rows.append([one["family"], one["data_set"], name, rate(at["clean"]), inside, *strata, f"{alarms:.0f}"])
+            rows.append([who(one), one["data_set"], name, rate(at["clean"]), inside, *strata, f"{alarms:.0f}"])
     columns = [
         "victim",
         "data set",
@@ -245,7 +276,7 @@ def _strata(grid: Sequence[Result]) -> str:
 
 def _all(grid: Sequence[Result]) -> Iterator[str]:
     for one in grid:
-        yield f"**{one['family']} on {one['data_set']}**, TPR | FPR on rightly answered files, percent\n"
+        yield f"**{who(one)} on {one['data_set']}**, TPR | FPR on rightly answered files, percent\n"
         attacks = list(one["attacks"])
         rows: list[list[object]] = []
         for row in one["rows"]:
@@ -268,7 +299,7 @@ def _attacks(grid: Sequence[Result]) -> str:
             linf, l2, seconds = (attack[key] for key in ("linf_median", "l2_median", "seconds_an_image"))
             rows.append(
                 [
-                    one["family"],
+                    who(one),
                     one["data_set"],
                     name,
                     f"{attack['flipped']}/{attack['tried']}",
@@ -285,9 +316,18 @@ def _attacks(grid: Sequence[Result]) -> str:
 def _random(grid: Sequence[Result]) -> str:
     strengths = list(dict.fromkeys(s for one in grid for s in (one["random_noise"] or {})))
     rows = [
-        [one["family"], one["data_set"], *(counted((one["random_noise"] or {}).get(s)) for s in strengths)]
-        for one in grid
+        [who(one), one["data_set"], *(counted((one["random_noise"] or {}).get(s)) for s in strengths)] for one in grid
     ]
     return "Share of right answers that uniform noise alone changes, percent.\n\n" + table(
         ["victim", "data set", *(f"{100 * float(s):g} %" for s in strengths)], rows
     )
+
+
+def _charts(found: Result) -> Iterator[str]:
+    for one in found["grid"]:
+        files = found["charts"].get(f"/{one['family']}/{one['data_set']}/{one['seed']}", ())
+        if files:
+            yield f"**{who(one)} on {one['data_set']}**\n"
+        for file in files:
+            what = file.rpartition("--")[2].removesuffix(".png").replace("-", " ")
+            yield f"![{what}: {who(one)} on {one['data_set']}]({file})\n"

@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from markdown_it import MarkdownIt
 
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.report import further_sections, joel_section, noise_section, papers
+from dicomguard.lab.whole import write_text
 
 Result = Mapping[str, Any]
 _TITLES: Final[Mapping[str, str]] = {
@@ -40,8 +42,10 @@ img { max-width: 100%; } code { background: #f2f2f2; padding: .1em .3em; }
 """
 
 
-def write(results: Path, out: Path, profile: str, *, command: str) -> list[Path]:
+def write(results: Path, out: Path, profile: str, *, command: str, work: Path | None = None) -> list[Path]:
     """`report.md`, `report.html` and `figures/` under `out`, of the suites that have results of that profile.
+
+    `work`: where the cells are kept; their pictures of the data sets are shown, too.
 
     Raises:
         DicomguardError: there are none, or one cannot be read.
@@ -56,11 +60,30 @@ def write(results: Path, out: Path, profile: str, *, command: str) -> list[Path]
         )
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
+    there = {suite: {**one, "charts": _shown(one, results, work, figures)} for suite, one in there.items()}
     text = "\n".join(_page(there, [suite for suite in found if suite not in there], figures, profile, command)) + "\n"
     markdown, page = out / "report.md", out / "report.html"
-    markdown.write_text(text)
-    page.write_text(as_html(text, out))
+    write_text(markdown, text)
+    write_text(page, as_html(text, out))
     return [markdown, page]
+
+
+def _shown(found: Result, results: Path, work: Path | None, figures: Path) -> dict[str, list[str]]:
+    """Copy charts, and pictures from the cells, to the page's figures; by victim, as names relative to the page."""
+    sources = {victim: [results / name for name in names] for victim, names in found["charts"].items()}
+    for name, key in found["cells"].items() if work is not None else ():
+        kind, _, victim = name.partition("/")
+        if kind == "pictures":
+            folder = work / kind / key
+            shown = json.loads((folder / "result.json").read_text())["pictures"] if folder.exists() else []
+            sources.setdefault(f"/{victim}", []).extend(folder / picture for picture in shown)
+    copied: dict[str, list[str]] = {}
+    for victim, paths in sources.items():
+        for path in paths:
+            name = path.name if "--" in path.name else f"{victim.strip('/').replace('/', '-')}--{path.name}"
+            shutil.copyfile(path, figures / name)
+            copied.setdefault(victim, []).append(f"{figures.name}/{name}")
+    return copied
 
 
 def read(results: Path, suite: str, profile: str) -> Result | None:

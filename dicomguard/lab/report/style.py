@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#6E6E6E"
-CYCLE = (BLUE, RED, GREEN, ORANGE, PURPLE, GREY)
-MARKERS = ("o", "s", "^", "D", "v", "P")
+SKY, BLACK = "#56B4E9", "#000000"
+CYCLE = (BLUE, RED, GREEN, ORANGE, PURPLE, GREY, SKY, BLACK)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 _STYLE: dict[str, Any] = {
     "font.size": 10,

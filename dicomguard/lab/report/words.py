@@ -18,6 +18,11 @@ def _row(cells: Sequence[object]) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
+def who(one: Mapping[str, Any]) -> str:
+    """The victim of a row; its seed where it is not the first."""
+    return one["family"] if not one["seed"] else f"{one['family']}, seed {one['seed']}"
+
+
 def rate(found: Share | None) -> str:
     """`97.3 (84.2-99.9)`: percent with its exact 95 % interval; a dash where there was nothing to count."""
     if found is None or found["rate"] is None:

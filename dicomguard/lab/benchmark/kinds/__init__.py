@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from dicomguard.lab.benchmark.kinds import adaptive, certified, enrolled, files, joel, looks, victims
+from dicomguard.lab.benchmark.kinds import adaptive, attack, certified, clean, enrolled, joel, judged, looks, victims
 from dicomguard.lab.benchmark.runner import Make
 
 KINDS: Mapping[str, Make] = MappingProxyType(
     {
         "victim": victims.victim,
         "enrolled": enrolled.enrolled,
-        "clean": files.clean,
-        "attack": files.attack,
-        "shift": files.shift,
-        "judge": files.judged,
+        "clean": clean.clean,
+        "shift": clean.shift,
+        "foreign": clean.foreign,
+        "attack": attack.attack,
+        "judge": judged.judged,
         "noise": looks.random_noise,
         "pictures": looks.pictures,
         "adaptive": adaptive.adaptive,
+        "lessons": certified.lessons,
         "certified": certified.certified,
         "pairs": joel.pairs,
         "taught": joel.taught,

@@ -28,12 +28,13 @@ from dicomguard.lab.attacks.noise_eot import NoiseEOT, Typical, noise_eot, other
 from dicomguard.lab.attacks.orthogonal import Orthogonal, orthogonal_pgd
 from dicomguard.lab.attacks.square import Square
 from dicomguard.lab.attacks.suite import pgd_at
-from dicomguard.lab.benchmark.attacking import attack_files, load_attacked
+from dicomguard.lab.benchmark.attacking import attack_files, described, load_attacked
 from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.files import Files, load_files
-from dicomguard.lab.benchmark.judging import described, divided
-from dicomguard.lab.benchmark.kinds.files import BUNDLE, collection_of, scorer_of
-from dicomguard.lab.benchmark.runner import Place, added
+from dicomguard.lab.benchmark.judging import divided
+from dicomguard.lab.benchmark.kinds.opening import BUNDLE, collection_of, scorer_of
+from dicomguard.lab.benchmark.progress import added
+from dicomguard.lab.benchmark.runner import Place
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.detectors import judge
 from dicomguard.lab.detectors.noise_check import NoiseCheck as PaperCheck
@@ -113,60 +114,47 @@ class Attacker:
         return far
 
 
-def _eot(attacker: Attacker, eps: float, draws: int, *, hides: bool = False, random_start: bool = False) -> Attack:
-    distance = attacker.distance() if hides else None
+def _alone(run: Callable[[Tensor, Sequence[int], int], Attacked]) -> Attack:
+    """An attack of pixels, seeds and chunk that looks at log-odds of its own instead of margins."""
 
     def attack(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
         del margins
-        with torch.no_grad():
-            wanted = attacker.typical.wanted(others(attacker.scorer.log_odds(attacker.prepared(pixels))))
-        return noise_eot(
-            attacker.scorer.log_odds,
-            wanted,
-            attacker.scorer.noise,
-            pixels,
-            seeds,
-            NoiseEOT(Descent(eps=eps, random_start=random_start), draws=draws),
-            hide=distance,
-            prepare=attacker.prepare,
-            chunk=chunk,
-        )
+        return run(pixels, seeds, chunk)
 
     return attack
+
+
+def _eot(attacker: Attacker, eps: float, draws: int, *, hides: bool = False, random_start: bool = False) -> Attack:
+    distance = attacker.distance() if hides else None
+    settings = NoiseEOT(Descent(eps=eps, random_start=random_start), draws=draws)
+
+    def run(pixels: Tensor, seeds: Sequence[int], chunk: int) -> Attacked:
+        odds, own, prepare = attacker.scorer.log_odds, attacker.scorer.noise, attacker.prepare
+        with torch.no_grad():
+            wanted = attacker.typical.wanted(others(odds(attacker.prepared(pixels))))
+        return noise_eot(odds, wanted, own, pixels, seeds, settings, hide=distance, prepare=prepare, chunk=chunk)
+
+    return _alone(run)
 
 
 def _logits(attacker: Attacker, eps: float, draws: int) -> Attack:
-    def attack(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
-        del margins
-        return logit_matching(
-            attacker.scorer.log_odds,
-            attacker.guides(pixels),
-            attacker.scorer.noise,
-            pixels,
-            seeds,
-            NoiseEOT(Descent(eps=eps), draws=draws),
-            prepare=attacker.prepare,
-            chunk=chunk,
-        )
+    settings = NoiseEOT(Descent(eps=eps), draws=draws)
 
-    return attack
+    def run(pixels: Tensor, seeds: Sequence[int], chunk: int) -> Attacked:
+        odds, own, guides = attacker.scorer.log_odds, attacker.scorer.noise, attacker.guides(pixels)
+        return logit_matching(odds, guides, own, pixels, seeds, settings, prepare=attacker.prepare, chunk=chunk)
+
+    return _alone(run)
 
 
 def _features(attacker: Attacker, eps: float, draws: int) -> Attack:
-    def attack(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
-        del margins
-        return feature_matching(
-            attacker.deep,
-            attacker.guides(pixels),
-            pixels,
-            seeds,
-            FeatureMatching(Descent(eps=eps), draws=draws),
-            noise=attacker.scorer.noise,
-            prepare=attacker.prepare,
-            chunk=chunk,
-        )
+    settings = FeatureMatching(Descent(eps=eps), draws=draws)
 
-    return attack
+    def run(pixels: Tensor, seeds: Sequence[int], chunk: int) -> Attacked:
+        deep, own, guides = attacker.deep, attacker.scorer.noise, attacker.guides(pixels)
+        return feature_matching(deep, guides, pixels, seeds, settings, noise=own, prepare=attacker.prepare, chunk=chunk)
+
+    return _alone(run)
 
 
 def _orthogonal_to_paper(attacker: Attacker, eps: float) -> Attack:
@@ -257,7 +245,6 @@ def adaptive(settings: dict[str, Any], place: Place) -> Result:
     attacker = Attacker(scorer, DeepNetwork(Bundle(place.folders["victim"] / BUNDLE)), clean, validation)
     cases = collection.cases(Split.TEST)[: settings["cases"]]
     name = f"{settings['attack']} {settings['eps']:g}"
-    advance = added(place.tell)
     found = attack_files(
         scorer,
         KNOWING[settings["attack"]](attacker, settings["eps"]),
@@ -265,7 +252,8 @@ def adaptive(settings: dict[str, Any], place: Place) -> Result:
         collection.bits,
         place.folder,
         name=name,
-        wanted=len(cases) + 1,
-        tick=lambda count: advance(count / len(cases)),
+        wanted=None,
+        sees_floats=False,
+        advance=added(place.tell),
     )
     return {"fingerprint": scorer.fingerprint, **described(found)}

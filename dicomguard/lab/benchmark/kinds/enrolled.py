@@ -8,8 +8,9 @@ from typing import Any
 from dicomguard.enrol.distil import Distillation
 from dicomguard.enrol.enrolling import Wishes, enrol
 from dicomguard.lab.benchmark.cell import Result
-from dicomguard.lab.benchmark.kinds.files import BUNDLE, collection_of
-from dicomguard.lab.benchmark.runner import Place, added
+from dicomguard.lab.benchmark.kinds.opening import BUNDLE, collection_of
+from dicomguard.lab.benchmark.progress import added
+from dicomguard.lab.benchmark.runner import Place
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.enrolling import gathered
 from dicomguard.scoring.bundle import Bundle

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dicomguard.lab.benchmark.attacking import load_attacked
 from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.files import Files, load_files, opened, seed_of
-from dicomguard.lab.benchmark.kinds.files import collection_of, scorer_of
+from dicomguard.lab.benchmark.kinds.opening import collection_of, scorer_of
 from dicomguard.lab.benchmark.runner import Place
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.detectors.joel import with_uniform_noise
@@ -55,18 +55,18 @@ def _answers(scorer: Scorer, images: Any) -> NDArray[np.int64]:
 def pictures(settings: dict[str, Any], place: Place) -> Result:
     """The noise-consistency paper's Figures 1 and 3 to 6 for one victim, in the cell's folder.
 
-    Under the first of `attacks` that succeeded at all.
+    Under the first of `attacks` that succeeded at all. `charts` show no picture of the data set, `pictures` do.
     """
     scorer = scorer_of(place)
     clean = load_files(place.folders["clean"], "test")
     succeeded = {name: load_attacked(place.folders[f"attack: {name}"]).files for name in settings["attacks"]}
     name, attacked = next(((name, files) for name, files in succeeded.items() if files is not None), ("", None))
     if attacked is None:
-        return {"files": [], "none_because": f"none of {', '.join(succeeded)} changed an answer"}
+        return {"charts": [], "pictures": [], "none_because": f"none of {', '.join(succeeded)} changed an answer"}
     title = f"{place.needs['victim']['title'].removeprefix('train ')}, {name}"
     where = {key: row for row, key in enumerate(clean.keys)}
     pairs = [(where[key], row) for row, key in enumerate(attacked.keys) if key in where]
-    drawn = [
+    charts = [
         noise_figures.sigmoid_outputs(_outputs(clean, attacked), title, place.folder / "sigmoid-outputs.png"),
         noise_figures.bubbles(
             scorer.noise.levels,
@@ -75,6 +75,7 @@ def pictures(settings: dict[str, Any], place: Place) -> Result:
             place.folder / "bubbles.png",
         ),
     ]
+    drawn = []
     if pairs:
         rows = [
             (_short(attacked.keys[after]), _pixels(clean, before), _pixels(attacked, after))
@@ -84,7 +85,11 @@ def pictures(settings: dict[str, Any], place: Place) -> Result:
         before, after = pairs[0]
         columns = _columns(scorer, _pixels(clean, before), _pixels(attacked, after))
         drawn.append(noise_figures.heat_maps(columns, title, place.folder / "heat-maps.png"))
-    return {"fingerprint": scorer.fingerprint, "files": [path.name for path in drawn]}
+    return {
+        "fingerprint": scorer.fingerprint,
+        "charts": [path.name for path in charts],
+        "pictures": [path.name for path in drawn],
+    }
 
 
 def _pixels(files: Files, row: int) -> NDArray[np.float32]:

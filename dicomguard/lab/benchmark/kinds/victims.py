@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from dicomguard.lab.benchmark.cell import Result
-from dicomguard.lab.benchmark.kinds.files import BUNDLE
-from dicomguard.lab.benchmark.runner import Place, added
+from dicomguard.lab.benchmark.kinds.opening import BUNDLE
+from dicomguard.lab.benchmark.progress import added
+from dicomguard.lab.benchmark.runner import Place
 from dicomguard.lab.benchmark.sets import opened_set
 from dicomguard.lab.data import Collection
 from dicomguard.lab.datasets import Split

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 from dicomguard.errors import DicomguardError
-from dicomguard.lab.benchmark.kinds.files import versions
+from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.profile import Profile
 from dicomguard.lab.benchmark.suites import adaptive, certified, joel2023, natural, noise_consistency
-from dicomguard.lab.benchmark.suites.planning import Plan, Where
+from dicomguard.lab.benchmark.suites.planning import Plan, Where, place_of
+
+FIGURES = "figures"
+"""The folder beside the tables for charts of cells."""
 
 SUITES: Mapping[str, Callable[[Profile, Where], Plan]] = MappingProxyType(
     {suite.NAME: suite.plan for suite in (noise_consistency, joel2023, adaptive, natural, certified)}
@@ -30,6 +34,15 @@ def plan(name: str, profile: Profile, where: Where) -> Plan:
     return SUITES[name](profile, where)
 
 
+def _versions(results: Iterable[Result]) -> dict[str, str]:
+    """What the cells were made with; more than one version where they were not made in one go."""
+    seen: dict[str, dict[str, None]] = {}
+    for result in results:
+        for name, version in result["versions"].items():
+            seen.setdefault(name, {})[version] = None
+    return {name: " and ".join(versions) for name, versions in seen.items()}
+
+
 def write(made: Plan, work: Path, results: Path, *, command: str) -> Path:
     """The tables of a complete suite, whole or not at all.
 
@@ -43,21 +56,35 @@ def write(made: Plan, work: Path, results: Path, *, command: str) -> Path:
         if result is None:
             raise DicomguardError(f"{cell.title} is not computed.", advice="Run the benchmark to its end first.")
         found[name] = result
+    results.mkdir(parents=True, exist_ok=True)
     text = json.dumps(
         {
             "suite": made.name,
             "profile": made.profile.name,
             "reductions": made.profile.reductions,
             "command": command,
-            "versions": versions(),
+            "versions": _versions(found.values()),
             "cells": {name: cell.key for name, cell in made.cells.items()},
+            "charts": _charts(made, found, work, results),
             **made.assemble(found),
         },
         indent=1,
     )
-    results.mkdir(parents=True, exist_ok=True)
     path = results / f"lab-{made.name}-{made.profile.name}.json"
     partial = path.with_suffix(".partial")
     partial.write_text(text + "\n")
     partial.rename(path)
     return path
+
+
+def _charts(made: Plan, found: Mapping[str, Result], work: Path, results: Path) -> dict[str, list[str]]:
+    """Copy the charts of cells beside the tables, and list them by the victim that they are about."""
+    charts: dict[str, list[str]] = {}
+    for name, result in found.items():
+        for chart in result.get("charts", ()):
+            _, place, _ = place_of(name)
+            file = f"lab-{made.name}-{made.profile.name}-{place.called('of').replace('/', '-')}--{chart}"
+            (results / FIGURES).mkdir(exist_ok=True)
+            shutil.copyfile(made.cells[name].folder(work) / chart, results / FIGURES / file)
+            charts.setdefault(place.called(""), []).append(f"{FIGURES}/{file}")
+    return charts

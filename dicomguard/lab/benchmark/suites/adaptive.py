@@ -15,15 +15,13 @@ import numpy as np
 from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.kinds.adaptive import KNOWING
 from dicomguard.lab.benchmark.profile import Profile
-from dicomguard.lab.benchmark.suites.noise_consistency import attack_cell, clean_cell
-from dicomguard.lab.benchmark.suites.planning import Plan, Where, cell, protected_cell, required
+from dicomguard.lab.benchmark.suites.planning import ALPHAS, Plan, Where, cell, known_files, place_of, places
+from dicomguard.lab.figures import share
 
 NAME: Final = "adaptive"
 DATA_SETS: Final = ("chest_xray", "brain_mri")
 BUDGETS: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 """The largest one must break every check that is no proof, or the attack is too weak."""
-_SMOKE_BUDGETS: Final = (0.002, 0.016)
-_SMOKE_ATTACKS: Final = ("PGD", "EOT-PGD, 8 draws")
 _THOROUGH: Final = frozenset(
     {
         "EOT-PGD, 32 draws",
@@ -36,41 +34,27 @@ _THOROUGH: Final = frozenset(
 _THOROUGH_AT: Final = (0.008, 0.016)
 _STRANGER: Final = "black-box, accept or reject"
 _STRANGER_AT: Final = (0.016,)
-_ALPHAS: Final = (0.05, 0.01)
+_CHECKED: Final = ("PGD", "EOT-PGD, 8 draws")
+_CHECKED_AT: Final = (0.002, 0.016)
 
 
 def plan(profile: Profile, where: Where) -> Plan:
-    """A cell of judgement for each family and data set, over all attacks and budgets.
+    """A cell of judgement for each victim, over all attacks and budgets.
 
     Raises:
         DicomguardError: a data set is not there.
 
     """
-    is_smoke = profile.name == "smoke"
-    data_sets = DATA_SETS[:1] if is_smoke else DATA_SETS
-    required(where, data_sets)
     cells: dict[str, Cell] = {}
-    for data_set in data_sets:
-        for family in profile.victims:
-            name = f"{family}, {data_set}"
-            victim = protected_cell(profile, family, data_set, where)
-            clean = clean_cell(profile, victim, name)
-            validation = attack_cell(profile, victim, name, "early-stopped BIM", split="validation")
-            known = {"victim": victim, "clean": clean, "validation": validation}
-            needs = dict(known)
-            for attack in _SMOKE_ATTACKS if is_smoke else KNOWING:
-                for eps in _SMOKE_BUDGETS if is_smoke else _budgets(attack):
-                    needs[f"attack: {attack}, eps {eps:g}"] = cell(
-                        "adaptive",
-                        f"{name}: {attack} {eps:g}",
-                        known,
-                        attack=attack,
-                        eps=eps,
-                        cases=profile.adaptive,
-                    )
-            cells[f"judge/{family}/{data_set}"] = cell(
-                "judge", f"{name}: judge adaptive attacks", needs, alphas=_ALPHAS
-            )
+    for place in places(profile, profile.victims, DATA_SETS, where):
+        known = known_files(profile, place, where)
+        needs = dict(known)
+        for attack in profile.some(tuple(KNOWING), _CHECKED):
+            for eps in profile.some(_budgets(attack), _CHECKED_AT):
+                needs[f"attack: {attack}, eps {eps:g}"] = cell(
+                    "adaptive", f"{place}: {attack} {eps:g}", known, attack=attack, eps=eps, cases=profile.adaptive
+                )
+        cells[place.called("judge")] = cell("judge", f"{place}: judge adaptive attacks", needs, alphas=ALPHAS)
     return Plan(NAME, profile, cells, assemble)
 
 
@@ -81,18 +65,17 @@ def _budgets(attack: str) -> tuple[float, ...]:
 
 
 def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
-    """By family and data set: rates at every budget, and cost factors."""
+    """By victim: rates at every budget, and cost factors."""
     grid = []
-    for place, judged in results.items():
-        _, family, data_set = place.split("/")
+    for name, judged in results.items():
+        _, place, _ = place_of(name)
         rows = [row for row in judged["rows"] if row.get("unseen") is not None]
         grid.append(
             {
-                "family": family,
-                "data_set": data_set,
+                **place.facts,
                 "accuracy": judged["accuracy"],
                 "attacks": judged["attacks"],
-                "detectors": {row["detector"]: _detector(row, judged["succeeded"]) for row in rows},
+                "detectors": {row["detector"]: _detector(row, judged) for row in rows},
                 "none_because": {row["detector"]: _why_not(row) for row in judged["rows"] if row.get("unseen") is None},
             }
         )
@@ -105,13 +88,23 @@ def _why_not(row: dict[str, Any]) -> str:
     return why
 
 
-def _detector(row: dict[str, Any], succeeded: Mapping[str, list[str]]) -> dict[str, Any]:
+def _detector(row: dict[str, Any], judged: dict[str, Any]) -> dict[str, Any]:
     point = row["files"]["theta"] or row["files"]["points"][0]
+    attacks = point.get("attacks", {})
     return {
         "clean": point.get("clean"),
-        "undetected_success": {name: one["undetected_success"] for name, one in point.get("attacks", {}).items()},
-        "cost": cost(succeeded, row["unseen"]),
+        **{what: {name: one[what] for name, one in attacks.items()} for what in ("undetected_success", "detected")},
+        "any": any_of(row["unseen"], max(one["tried"] for one in judged["attacks"].values())),
+        "cost": cost(judged["succeeded"], row["unseen"]),
     }
+
+
+def any_of(unseen: Mapping[str, list[str]], tried: int) -> dict[str, Any]:
+    """By budget the share of files that some attack of that budget or less changed unseen."""
+    smallest = _smallest(unseen)
+    budgets = sorted({float(name.rpartition(" ")[2]) for name in unseen})
+    found = {eps: sum(least <= eps for least in smallest.values()) for eps in budgets}
+    return {f"{eps:g}": share([True] * hits + [False] * (tried - hits)) for eps, hits in found.items()}
 
 
 def cost(succeeded: Mapping[str, list[str]], unseen: Mapping[str, list[str]]) -> dict[str, Any]:

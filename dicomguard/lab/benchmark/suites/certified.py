@@ -10,46 +10,38 @@ from typing import Any, Final
 
 from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.profile import Profile
-from dicomguard.lab.benchmark.suites.planning import Plan, Where, cell, required, victim_cell
+from dicomguard.lab.benchmark.suites.planning import Plan, Where, cell, place_of, places, victim_cell
 
 NAME: Final = "certified"
 DATA_SETS: Final = ("chest_xray", "brain_mri")
 BUDGETS: Final = (0.002, 0.004, 0.008, 0.012, 0.016)
+_CHECKED: Final = (0.004,)
 
 
 def plan(profile: Profile, where: Where) -> Plan:
-    """A cell for each family, data set and budget.
+    """A cell for each victim and budget.
 
     Raises:
         DicomguardError: a data set is not there.
 
     """
-    is_smoke = profile.name == "smoke"
-    data_sets = DATA_SETS[:1] if is_smoke else DATA_SETS
-    required(where, data_sets)
     cells = {}
-    for data_set in data_sets:
-        for family in profile.victims:
-            victim = victim_cell(profile, family, data_set, where)
-            for eps in BUDGETS[1:2] if is_smoke else BUDGETS:
-                cells[f"{family}/{data_set}/{eps:g}"] = cell(
-                    "certified",
-                    f"{family}, {data_set}: guard for {eps:g}",
-                    {"victim": victim},
-                    eps=eps,
-                    pictures=profile.pictures,
-                    epochs=profile.guard_epochs,
-                    least_steps=profile.guard_steps,
-                    cases=profile.test,
-                )
+    for place in places(profile, profile.victims, DATA_SETS, where):
+        victim = victim_cell(profile, place, where)
+        taught = {"epochs": profile.guard_epochs, "least_steps": profile.guard_steps, "pictures": profile.pictures}
+        needs = {"victim": victim, "lessons": cell("lessons", f"{place}: lessons", {"victim": victim}, **taught)}
+        for eps in profile.some(BUDGETS, _CHECKED):
+            cells[place.called("certified", f"{eps:g}")] = cell(
+                "certified", f"{place}: guard for {eps:g}", needs, eps=eps, cases=profile.test, **taught
+            )
     return Plan(NAME, profile, cells, assemble)
 
 
 def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
-    """By family, data set and budget."""
+    """By victim and budget."""
+    kept = ("eps", "sigma", "alpha", "looks", "certified", "agrees", "draws_mean", "seconds_mean", "seconds_p95")
     rows = []
-    for place, found in results.items():
-        family, data_set, _ = place.split("/")
-        kept = ("eps", "sigma", "alpha", "looks", "certified", "agrees", "draws_mean", "seconds_mean", "seconds_p95")
-        rows.append({"family": family, "data_set": data_set, **{name: found[name] for name in kept}})
+    for name, found in results.items():
+        _, place, _ = place_of(name)
+        rows.append({**place.facts, **{part: found[part] for part in kept}})
     return {"grid": rows}

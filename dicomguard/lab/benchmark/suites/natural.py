@@ -1,4 +1,7 @@
-"""Natural change as false-alarm stress: what every detector makes of clean files that another site might have made."""
+"""Natural change as false-alarm stress: what every detector makes of clean files that another site might have made.
+
+And of files that the victim was never meant for: another set's, of another part of the body.
+"""
 
 from __future__ import annotations
 
@@ -7,58 +10,68 @@ from typing import Any, Final
 
 from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.profile import Profile
-from dicomguard.lab.benchmark.shifts import SHIFTS
-from dicomguard.lab.benchmark.suites.noise_consistency import DATA_SETS, attack_cell, clean_cell
-from dicomguard.lab.benchmark.suites.planning import Plan, Where, cell, protected_cell, required
+from dicomguard.lab.benchmark.shifts import SHIFTS, UNCHANGED
+from dicomguard.lab.benchmark.suites import noise_consistency
+from dicomguard.lab.benchmark.suites.planning import (
+    ALPHAS,
+    Plan,
+    Where,
+    cell,
+    data_digest,
+    is_gray,
+    known_files,
+    place_of,
+    places,
+    required,
+)
+from dicomguard.lab.victims import victim as known_family
 
 NAME: Final = "natural"
-_SMOKE: Final = ("JPEG, quality 40", "Gaussian noise, 3 %")
-_ALPHAS: Final = (0.05, 0.01)
+OTHER_SETS: Final = (*noise_consistency.DATA_SETS, "lung_ct", "breast_us")
+_CHECKED: Final = (UNCHANGED, "JPEG, quality 40", "Gaussian noise, 3 %")
 
 
 def plan(profile: Profile, where: Where) -> Plan:
-    """A cell of judgement for each family and data set, over all shifts.
+    """A cell of judgement for each victim, over all shifts and other sets.
 
     Raises:
         DicomguardError: a data set is not there.
 
     """
-    is_smoke = profile.name == "smoke"
-    data_sets = DATA_SETS[:1] if is_smoke else DATA_SETS
-    required(where, data_sets)
+    strangers = profile.some(OTHER_SETS, ())
+    required(where, strangers)
     cells: dict[str, Cell] = {}
-    for data_set in data_sets:
-        for family in profile.victims:
-            name = f"{family}, {data_set}"
-            victim = protected_cell(profile, family, data_set, where)
-            needs = {
-                "victim": victim,
-                "clean": clean_cell(profile, victim, name),
-                "validation": attack_cell(profile, victim, name, "early-stopped BIM", split="validation"),
-                **{
-                    f"shift: {shift}": cell(
-                        "shift", f"{name}: {shift}", {"victim": victim}, shift=shift, cases=profile.shifted
-                    )
-                    for shift in (_SMOKE if is_smoke else SHIFTS)
-                },
-            }
-            cells[f"judge/{family}/{data_set}"] = cell("judge", f"{name}: judge shifts", needs, alphas=_ALPHAS)
+    for place in places(profile, profile.victims, noise_consistency.DATA_SETS, where):
+        needs = known_files(profile, place, where)
+        victim = {"victim": needs["victim"]}
+        for shift in profile.some(tuple(SHIFTS), _CHECKED):
+            needs[f"shift: {shift}"] = cell("shift", f"{place}: {shift}", victim, shift=shift, cases=profile.shifted)
+        for other in strangers:
+            if other != place.data_set and is_gray(other, where) == is_gray(place.data_set, where):
+                needs[f"shift: files of {other}"] = cell(
+                    "foreign",
+                    f"{place}: files of {other}",
+                    victim,
+                    data_set=other,
+                    data=data_digest(other, known_family(place.family).side, where),
+                    cases=profile.shifted,
+                )
+        cells[place.called("judge")] = cell("judge", f"{place}: judge shifts", needs, alphas=ALPHAS)
     return Plan(NAME, profile, cells, assemble)
 
 
 def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
-    """False alarms by family, data set, detector and shift."""
+    """False alarms by victim, detector and shift."""
     rows = []
-    for place, judged in results.items():
-        _, family, data_set = place.split("/")
+    for name, judged in results.items():
+        _, place, _ = place_of(name)
         rows.append(
             {
-                "family": family,
-                "data_set": data_set,
+                **place.facts,
                 "accuracy": judged["accuracy"],
                 "shifted_accuracy": judged["shifted_accuracy"],
                 "false_alarms": {
-                    row["detector"]: {"unchanged": _unchanged(row), **row["shifts"]}
+                    row["detector"]: {"as they are": _unchanged(row), **row["shifts"]}
                     for row in judged["rows"]
                     if row.get("shifts") is not None
                 },

@@ -11,87 +11,81 @@ from typing import Any, Final
 
 from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.profile import Profile
-from dicomguard.lab.benchmark.suites.planning import Plan, Where, cell, protected_cell, required
+from dicomguard.lab.benchmark.suites.planning import (
+    ALPHAS,
+    Place,
+    Plan,
+    Where,
+    attack_cell,
+    cell,
+    known_files,
+    place_of,
+    places,
+    protected_cell,
+)
 
 NAME: Final = "noise-consistency"
 DATA_SETS: Final = ("chest_xray", "brain_mri", "fundus")
 EARLY: Final = ("early-stopped FGSM", "early-stopped BIM", "early-stopped PGD", "DeepFool")
 """The attacks of the paper's Table 2."""
 CONFIDENT: Final = ("PGD 0.004", "PGD 0.008", "PGD 0.016")
-_SMOKE_ATTACKS: Final = ("early-stopped BIM", "DeepFool", "PGD 0.008")
+FURTHER: Final = ("FGSM 0.008", "BIM 0.008", "APGD 0.008", "CW-L2 kappa 0", "CW-L2 kappa 5", "Square 0.016")
+"""Attacks that neither paper ran; fewer successes of each."""
+TRANSFERRED: Final = "PGD 0.016"
+_CHECKED: Final = ("early-stopped BIM", "DeepFool", "PGD 0.008")
 _DRAWN: Final = ("early-stopped BIM", "PGD 0.008", "DeepFool")
-_ALPHAS: Final = (0.05, 0.01)
-
-
-def clean_cell(profile: Profile, victim: Cell, name: str) -> Cell:
-    """Its clean files."""
-    needs = {"victim": victim}
-    return cell("clean", f"{name}: clean files", needs, calibration=profile.calibration, test=profile.test)
-
-
-def attack_cell(profile: Profile, victim: Cell, name: str, attack: str, *, split: str = "test") -> Cell:
-    """Its test files attacked; or those of validation, fewer, by which the paper's noise level is chosen."""
-    wanted = profile.wanted if split == "test" else profile.choosing
-    title = f"{name}: {attack}{', validation' * (split != 'test')}"
-    return cell("attack", title, {"victim": victim}, attack=attack, split=split, wanted=wanted, cases=profile.tried)
 
 
 def plan(profile: Profile, where: Where) -> Plan:
-    """A cell of judgement for each family and data set, with everything that it needs.
+    """A cell of judgement for each victim, with everything that it needs.
 
     Raises:
         DicomguardError: a data set is not there.
 
     """
-    required(where, DATA_SETS if profile.name != "smoke" else DATA_SETS[:1])
-    attacks = (*EARLY, *CONFIDENT) if profile.name != "smoke" else _SMOKE_ATTACKS
-    data_sets = DATA_SETS if profile.name != "smoke" else DATA_SETS[:1]
     cells: dict[str, Cell] = {}
-    for data_set in data_sets:
-        for family in profile.victims:
-            name = f"{family}, {data_set}"
-            victim = protected_cell(profile, family, data_set, where)
-            needs = {
-                "victim": victim,
-                "clean": clean_cell(profile, victim, name),
-                "validation": attack_cell(profile, victim, name, "early-stopped BIM", split="validation"),
-                **{f"attack: {attack}": attack_cell(profile, victim, name, attack) for attack in attacks},
-            }
-            judged = cell("judge", f"{name}: judge", needs, alphas=_ALPHAS)
-            cells[f"judge/{family}/{data_set}"] = judged
-            cells[f"pictures/{family}/{data_set}"] = cell("pictures", f"{name}: pictures", needs, attacks=_DRAWN)
-    random_noise = {
-        f"noise/{family}/{data_set}": cell(
-            "noise",
-            f"{family}, {data_set}: noise",
-            {"victim": protected_cell(profile, family, data_set, where)},
-            cases=profile.test,
+    for place in places(profile, profile.victims, DATA_SETS, where):
+        known = known_files(profile, place, where)
+        needs = {**known, **_attacks(profile, place, known["victim"], where)}
+        cells[place.called("judge")] = cell("judge", f"{place}: judge", needs, alphas=ALPHAS)
+        cells[place.called("pictures")] = cell("pictures", f"{place}: pictures", needs, attacks=_DRAWN)
+        cells[place.called("noise")] = cell(
+            "noise", f"{place}: random noise", {"victim": known["victim"]}, cases=profile.test
         )
-        for data_set in data_sets
-        for family in profile.victims
+    return Plan(NAME, profile, cells, assemble)
+
+
+def _attacks(profile: Profile, place: Place, victim: Cell, where: Where) -> dict[str, Cell]:
+    found = {
+        attack: attack_cell(profile, place, victim, attack, wanted=profile.wanted)
+        for attack in profile.some((*EARLY, *CONFIDENT), _CHECKED)
     }
-    return Plan(NAME, profile, {**cells, **random_noise}, assemble)
+    for attack in profile.some(FURTHER, ()):
+        found[attack] = attack_cell(profile, place, victim, attack, wanted=profile.further)
+    others = [family for family in profile.victims if family != place.family]
+    if others:
+        surrogate = protected_cell(profile, Place(others[0], place.data_set, place.seed), where)
+        found[f"{TRANSFERRED} from {others[0]}"] = attack_cell(
+            profile, place, victim, TRANSFERRED, wanted=profile.further, surrogate=surrogate
+        )
+    return {f"attack: {attack}": made for attack, made in found.items()}
 
 
 def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
-    """Tables from the cells' results, by family and data set."""
+    """Tables from the cells' results, a row for each victim."""
     rows = []
-    for place, judged in results.items():
-        kind, family, data_set = place.split("/")
+    for name, judged in results.items():
+        kind, place, _ = place_of(name)
         if kind != "judge":
             continue
-        noise = results.get(f"noise/{family}/{data_set}", {})
-        pictures = results.get(f"pictures/{family}/{data_set}", {})
         rows.append(
             {
-                "family": family,
-                "data_set": data_set,
+                **place.facts,
                 "accuracy": judged["accuracy"],
-                "victim": judged.get("victim"),
+                "victim": judged["victim"],
                 "attacks": judged["attacks"],
-                "rows": [{name: part for name, part in row.items() if name != "unseen"} for row in judged["rows"]],
-                "random_noise": noise.get("success"),
-                "pictures": pictures.get("files"),
+                "rows": [{part: value for part, value in row.items() if part != "unseen"} for row in judged["rows"]],
+                "random_noise": results.get(place.called("noise"), {}).get("success"),
                 "seconds": judged["seconds"],
             }
         )

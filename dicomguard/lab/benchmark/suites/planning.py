@@ -1,14 +1,17 @@
-"""What every suite says of itself: its cells by name, and how their results become tables."""
+"""What every suite says of itself: its cells by name, and how their results become tables; and cells that several need.
+
+A place is what a cell's name says after its kind: family, data set and seed of the victim.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.cell import Cell, Result, in_order
@@ -22,6 +25,11 @@ from dicomguard.lab.victims import victim as known
 from dicomguard.lab.victims.grid import Origin
 
 Assemble = Callable[[Mapping[str, Result]], dict[str, Any]]
+
+ALPHAS: Final = (0.05, 0.01)
+"""False-alarm rates that detectors are judged at; victims are enrolled at the first."""
+_GUARD_EPS: Final = 0.004  # the budget that the shipped bundles' guards are made for
+_CHOOSING: Final = "early-stopped BIM"  # by which the paper's noise level is chosen, on validation files
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +46,6 @@ class Plan:
         return in_order(self.cells)
 
 
-_ALPHA = 0.05
-_GUARD_EPS = 0.004  # the budget that the shipped bundles' guards are made for
-
-
 @dataclass(frozen=True, slots=True)
 class Where:
     """Where a run takes place: `data` holds the image sets, `work` the cells; `device` is for networks."""
@@ -49,6 +53,48 @@ class Where:
     data: Path
     work: Path
     device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One victim's family, data set and seed."""
+
+    family: str
+    data_set: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.family}, {self.data_set}, seed {self.seed}"
+
+    def called(self, kind: str, *more: str) -> str:
+        """The name of a cell of this victim."""
+        return "/".join((kind, self.family, self.data_set, str(self.seed), *more))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For a row of a table."""
+        return {"family": self.family, "data_set": self.data_set, "seed": self.seed}
+
+
+def place_of(name: str) -> tuple[str, Place, tuple[str, ...]]:
+    """The inverse of `Place.called`."""
+    kind, family, data_set, seed, *more = name.split("/")
+    return kind, Place(family, data_set, int(seed)), tuple(more)
+
+
+def places(profile: Profile, families: Sequence[str], data_sets: Sequence[str], where: Where) -> Iterator[Place]:
+    """All victims of a suite, after a look at whether their data are there.
+
+    Raises:
+        DicomguardError: a data set is not there.
+
+    """
+    chosen = profile.some(data_sets, data_sets[:1])
+    required(where, chosen)
+    for data_set in chosen:
+        for family in families:
+            for seed in profile.seeds:
+                yield Place(family, data_set, seed)
 
 
 def cell(kind: str, title: str, needs: Mapping[str, Cell] | None = None, **settings: Any) -> Cell:
@@ -72,47 +118,83 @@ def data_digest(name: str, side: int | None, where: Where) -> str:
     return total.hexdigest()[:12]
 
 
-def victim_cell(profile: Profile, family: str, data_set: str, where: Where, *, hardening: float | None = None) -> Cell:
+def victim_cell(profile: Profile, place: Place, where: Where, *, hardening: float | None = None) -> Cell:
     """One family trained on one data set, whose files are stored at the victim's own size.
 
     `hardening`: the budget of adversarial training.
     """
-    side = known(family).side
-    how = "train" if hardening is None else f"harden at {hardening:g}"
+    side = known(place.family).side
     return cell(
         "victim",
-        f"{how} {family} on {data_set}",
-        victim=family,
-        data_set=data_set,
+        f"{'train' if hardening is None else f'harden at {hardening:g}'} {place}",
+        victim=place.family,
+        data_set=place.data_set,
         side=side,
-        data=data_digest(data_set, side, where),
+        data=data_digest(place.data_set, side, where),
         epochs=profile.epochs,
         pictures=profile.pictures,
-        seed=0,
+        seed=place.seed,
         hardening=hardening,
-        pretrained=_has_package(known(family)),
+        pretrained=_has_package(known(place.family)),
         device=where.device,
     )
 
 
-def protected_cell(profile: Profile, family: str, data_set: str, where: Where) -> Cell:
+def protected_cell(profile: Profile, place: Place, where: Where) -> Cell:
     """The victim as a site would protect it: enrolled, with a guard where its pictures are gray."""
-    victim = victim_cell(profile, family, data_set, where)
+    victim = victim_cell(profile, place, where)
     if not profile.enrols:
         return victim
-    is_gray = _opened(data_set, known(family).side, where).planes == 1
     return cell(
         "enrolled",
-        f"enrol {family} on {data_set}",
+        f"enrol {place}",
         {"victim": victim},
-        data_set=data_set,
-        side=known(family).side,
-        alpha=_ALPHA,
-        eps=_GUARD_EPS if is_gray else None,
+        data_set=place.data_set,
+        side=known(place.family).side,
+        alpha=ALPHAS[0],
+        eps=_GUARD_EPS if is_gray(place.data_set, where) else None,
         pictures=profile.pictures,
         epochs=profile.guard_epochs,
         least_steps=profile.guard_steps,
     )
+
+
+def is_gray(data_set: str, where: Where) -> bool:
+    """Whether its pictures have one plane."""
+    return _opened(data_set, None, where).planes == 1
+
+
+def attack_cell(
+    profile: Profile,
+    place: Place,
+    victim: Cell,
+    attack: str,
+    *,
+    wanted: int,
+    split: Split = Split.TEST,
+    surrogate: Cell | None = None,
+) -> Cell:
+    """Its files of a split attacked until `wanted` succeeded, directly or through another victim."""
+    needs = {"victim": victim} if surrogate is None else {"victim": victim, "surrogate": surrogate}
+    title = f"{place}: {attack}{' on another victim' * (surrogate is not None)}{f', {split}' * (split != Split.TEST)}"
+    return cell("attack", title, needs, attack=attack, split=split, wanted=wanted, cases=profile.tried)
+
+
+def known_files(profile: Profile, place: Place, where: Where) -> dict[str, Cell]:
+    """What every detector is fitted with, by role: the victim, its clean files, and attacked ones of validation."""
+    victim = protected_cell(profile, place, where)
+    return {
+        "victim": victim,
+        "clean": cell(
+            "clean",
+            f"{place}: clean files",
+            {"victim": victim},
+            train=profile.training,
+            calibration=profile.calibration,
+            test=profile.test,
+        ),
+        "validation": attack_cell(profile, place, victim, _CHOOSING, wanted=profile.choosing, split=Split.VALIDATION),
+    }
 
 
 def _has_package(victim: Victim) -> bool:
