@@ -8,31 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dicomguard.enrol.ranks import auroc
+
 Scores = NDArray[np.float64]
 
 _BOOTSTRAPS = 2000
 _TOGETHER = 200  # resamples whose weights are held at once
-
-
-def curve(clean: ArrayLike, attacked: ArrayLike) -> tuple[Scores, Scores]:
-    """False-alarm and detection rates over all thresholds, from (0, 0) to (1, 1): a file is flagged at or above one."""
-    negatives, positives = _checked(clean), _checked(attacked)
-    bars = np.unique(np.concatenate([negatives, positives]))[::-1]
-    found = [
-        np.concatenate([[0.0], 1 - np.searchsorted(np.sort(side), bars, side="left") / max(len(side), 1)])
-        for side in (negatives, positives)
-    ]
-    return found[0], found[1]
-
-
-def auroc(clean: ArrayLike, attacked: ArrayLike) -> float | None:
-    """P(an attacked file scores more than a clean one), ties counting half; None where either side is empty."""
-    negatives, positives = np.sort(_checked(clean)), _checked(attacked)
-    if not len(negatives) or not len(positives):
-        return None
-    below = np.searchsorted(negatives, positives, side="left")
-    ties = np.searchsorted(negatives, positives, side="right") - below
-    return float((below + ties / 2).mean() / len(negatives))
 
 
 def auroc_interval(

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
+from dicomguard.enrol.ranks import auroc
 from dicomguard.lab.cases import Case, batches, truths
 from dicomguard.lab.figures import share
 from dicomguard.scoring.scorer import Scorer
@@ -67,14 +67,10 @@ def auc(shares: NDArray[np.float64], truth: NDArray[np.int64], *, seed: int, dra
 
 
 def _auc(shares: NDArray[np.float64], truth: NDArray[np.int64]) -> float | None:
-    """Mann-Whitney, ties by half; the mean over labels where there are more than two."""
+    """Of the second of two labels; the mean over labels where there are more. None where one has no area."""
     classes = shares.shape[1]
-    areas = []
-    for label in [1] if classes == 2 else range(classes):
-        hits = truth == label
-        count, others = int(hits.sum()), int((~hits).sum())
-        if not count or not others:
-            return None
-        ranks = stats.rankdata(shares[:, label])
-        areas.append((ranks[hits].sum() - count * (count + 1) / 2) / (count * others))
-    return float(np.mean(areas))
+    areas = [
+        auroc(shares[truth != label, label], shares[truth == label, label])
+        for label in ([1] if classes == 2 else range(classes))
+    ]
+    return None if None in areas else float(np.mean(np.array(areas, np.float64)))

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dicomguard.enrol.ranks import auroc
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.detectors import backbones, joel, joel_features
 from dicomguard.lab.detectors.joel import CLOSED, PAPER, Pairs, split, trial, with_uniform_noise
 from dicomguard.lab.detectors.joel_features import DeepFeatures, FeatureDetector, Kind
 from dicomguard.lab.detectors.joel_networks import PAPER as PAPER_PROFILE
 from dicomguard.lab.detectors.joel_networks import SMALL, DeepDetector, Profile
-from dicomguard.lab.detectors.roc import auroc
 from dicomguard.lab.detectors.sight import Sight, joined, look
 from dicomguard.lab.detectors.supervised import Supervised
 from dicomguard.scoring.scorer import Scorer

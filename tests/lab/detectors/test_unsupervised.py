@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dicomguard.enrol.ranks import auroc
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.detectors import squeezing, stages
 from dicomguard.lab.detectors.confidence import Confidence, margins
@@ -23,7 +24,6 @@ from dicomguard.lab.detectors.mahalanobis import Mahalanobis
 from dicomguard.lab.detectors.mgm import UnimodalGaussian
 from dicomguard.lab.detectors.noise_check import Fixed, FixedLevel, Kind, NoiseCheck, Reading
 from dicomguard.lab.detectors.ours import Ours
-from dicomguard.lab.detectors.roc import auroc
 from dicomguard.lab.detectors.sight import Detector, Sight
 from dicomguard.lab.detectors.squeezing import FeatureSqueezing
 from tests.lab.detectors.made import SETTINGS, sight
