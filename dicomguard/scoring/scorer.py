@@ -228,7 +228,7 @@ class Scorer:
         if self._answering is self._canonical:
             return self.answer(pixels)
         found = self._answered(self._answering, pixels.to(self.device), self.chunk)
-        margins = np.array([head.pairwise(odds, odds.argmax(-1)).min() for odds in found.log_odds])
+        margins = head.smallest_margins(found.log_odds)
         floor = 0.0 if self.enrolment is None else self.enrolment.calibration.margin_floor
         # Written so that NaN is close, too.
         (close,) = np.nonzero(~((margins > _CLOSE_ANSWER) & (np.abs(margins - floor) > _CLOSE_ANSWER)))

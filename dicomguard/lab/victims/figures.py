@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dicomguard.enrol.ranks import auroc
 from dicomguard.lab.cases import Case, batches, truths
 from dicomguard.lab.figures import share
+from dicomguard.scoring import head
 from dicomguard.scoring.scorer import Scorer
 
 _CHUNK = 16
@@ -37,15 +38,8 @@ def figures(
         "files": len(cases),
         "accuracy": share(answers == truth),
         "recall": {label: share(answers[truth == place] == place) for place, label in enumerate(scorer.labels)},
-        "auc": auc(probabilities(log_odds), truth, seed=seed),
+        "auc": auc(head.probabilities(log_odds), truth, seed=seed),
     }
-
-
-def probabilities(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Softmax over the last axis."""
-    shares = np.exp(log_odds - log_odds.max(-1, keepdims=True))
-    found: NDArray[np.float64] = shares / shares.sum(-1, keepdims=True)
-    return found
 
 
 def auc(shares: NDArray[np.float64], truth: NDArray[np.int64], *, seed: int, draws: int = _DRAWS) -> dict[str, Any]:
