@@ -202,10 +202,22 @@ class Scorer:
         return [self._enrolled(reached, vote, calibration) for reached, vote in zip(found, votes, strict=True)]
 
     def look(
-        self, batch: Batch, seeds: Sequence[Seeds], draws: Sequence[Draw], *, canonical: bool = False
+        self,
+        batch: Batch,
+        seeds: Sequence[Seeds],
+        draws: Sequence[Draw],
+        *,
+        canonical: bool = False,
+        answered: Answered | None = None,
     ) -> tuple[list[Evidence], list[Vote | None]]:
-        """What the checks see of each image with the named draws, and what the guard says; no cascade, no judgement."""
-        answered = self.answer(batch.pixels) if canonical else self._quick_answer(batch.pixels)
+        """What the checks see of each image with the named draws, and what the guard says; no cascade, no judgement.
+
+        `answered`: what `answer` has said of the batch already. Taken where that is the path that would be asked here,
+        so that it changes no number; a card is asked in its own way nevertheless.
+        """
+        is_asked_canonically = canonical or self._answering is self._canonical
+        if answered is None or not is_asked_canonically:
+            answered = self.answer(batch.pixels) if canonical else self._quick_answer(batch.pixels)
         noisy = self._noisy(batch.pixels, seeds, draws, canonical=canonical)
         evidence: list[Evidence] = []
         votes: list[Vote | None] = []

@@ -169,9 +169,17 @@ def joined(sights: Sequence[Sight]) -> Sight:
 
 
 def look(
-    scorer: Scorer, images: Sequence[Image], seeds: Sequence[Seeds], *, batch: int = _BATCH, tick: Tick | None = None
+    scorer: Scorer,
+    images: Sequence[Image],
+    seeds: Sequence[Seeds],
+    draws: Sequence[Draw] | None = None,
+    *,
+    batch: int = _BATCH,
+    tick: Tick | None = None,
 ) -> Sight:
-    """Look at images with the whole ladder of the bundle's noise, each with its own seeds; `tick` counts them.
+    """Look at images with `draws` of noise, else the whole ladder of the bundle's, each with its own seeds.
+
+    `tick` counts images. Without any draws, `()`, what is seen is pixels, answers, features and the guard's share.
 
     Neighbours change nothing (but the last bits of a float). An image with adversarial floats in its `pixels` is seen
     as such; what comes from a file is rounded already.
@@ -185,11 +193,12 @@ def look(
         raise ValueError(f"{len(images)} images need as many seeds, not {len(seeds)}")
     if not images:
         raise DicomguardError("there are no images to look at.", advice="Check the data set and its split.")
+    drawn = scorer.noise.ladder() if draws is None else draws
     parts = []
     for start in range(0, len(images), batch):
         prepared = scorer.prepare(images[start : start + batch])
         answered = scorer.answer(prepared.pixels)
-        evidence, _ = scorer.look(prepared, seeds[start : start + batch], scorer.noise.ladder())
+        evidence, _ = scorer.look(prepared, seeds[start : start + batch], drawn, answered=answered)
         # What comes out of inference mode takes no gradients; detectors may be attacked.
         pixels = prepared.pixels.cpu().clone()
         parts.append(Sight(pixels, answered.log_odds, answered.features, tuple(evidence)))
