@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dicomguard.decision import GuardVote, Score, Thresholds
-from dicomguard.errors import BundleError
+from dicomguard.errors import BundleError, DicomguardError
 from dicomguard.pixels.image import Image
 from dicomguard.pixels.miniature import SIDE
 from dicomguard.scoring import consistency, enrolment, head, memory
@@ -24,6 +24,7 @@ from dicomguard.scoring.calibration import Calibration, Evidence, smallest_margi
 from dicomguard.scoring.cascade import Asked, Cascade, Reached
 from dicomguard.scoring.classifier import Classifier, fast_dtype, fused
 from dicomguard.scoring.consistency import Draw, NoiseCurve, Observation
+from dicomguard.scoring.device import usable
 from dicomguard.scoring.enrolment import Enrolled, Enrolment
 from dicomguard.scoring.features import FeatureModel
 from dicomguard.scoring.guard import Guard, Vote
@@ -394,13 +395,9 @@ def _recorded(vote: Vote, guard: Guard) -> GuardVote:
 
 def _device(name: str) -> torch.device:
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BundleError(
-            f"device {name} cannot be used: {_one_line(error)}.", advice="Use cpu, or install what the device needs."
-        ) from error
-    return device
+        return usable(name)
+    except DicomguardError as error:  # to the node a device is configuration, as the bundle is
+        raise BundleError(error.message, advice=error.advice) from error
 
 
 def _one_line(error: Any) -> str:
