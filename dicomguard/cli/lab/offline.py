@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -53,6 +52,7 @@ def offline(
 
     Exit 1 when a decision comes out differently, or a file has none.
     """
+    from dicomguard.lab import whole
     from dicomguard.lab.live import manifest as manifests
     from dicomguard.lab.live.accounts import account
     from dicomguard.screen.past import past_of
@@ -93,7 +93,7 @@ def offline(
     }
     results = [{"study_instance_uid": d.study_instance_uid, **r.to_json()} for d, r in made]
     path = (out or manifest.parent / "joined") / "offline.json"
-    manifests.write_text(path, json.dumps({**summary, "of_decisions": results}, indent=1) + "\n")
+    whole.write_json(path, {**summary, "of_decisions": results})
     if as_json:
         print_json([summary])
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from dicomguard.errors import DicomguardError
+from dicomguard.lab.whole import replacing
 from dicomguard.pixels.image import Image
 from dicomguard.scoring.calibration import Evidence
 from dicomguard.scoring.consistency import Draw, Observation
@@ -90,7 +90,6 @@ class Sight:
             DicomguardError: the folder is absent, or its disk full.
 
         """
-        partial = path.with_name(path.name + ".partial")
         arrays: dict[str, NDArray[np.generic]] = {
             "format": np.array(_FORMAT),
             "pixels": self.pixels.numpy(),
@@ -107,13 +106,9 @@ class Sight:
         if shares:
             arrays["guard_share"] = np.array(shares)
         try:
-            with partial.open("wb") as file:
+            with replacing(path) as partial, partial.open("wb") as file:
                 np.savez(file, allow_pickle=False, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.rename(path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise DicomguardError(
                 f"{path} cannot be written: {error}.", advice="Make room, or choose another folder for results."
             ) from error

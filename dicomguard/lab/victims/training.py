@@ -38,6 +38,7 @@ from dicomguard.lab.victims.grid import Origin, Plan, Stage, Victim
 from dicomguard.lab.victims.pictures import Advance, tensors
 from dicomguard.lab.victims.staged import Material
 from dicomguard.lab.victims.weights import Begun, begin
+from dicomguard.lab.whole import replacing
 from dicomguard.scoring import bundle, memory
 from dicomguard.scoring.bundle import Bundle, Constructor, Inference, Input, Noise
 from dicomguard.scoring.classifier import Classifier
@@ -287,9 +288,8 @@ class _Run:
 
     def _save(self, state: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.path)
+        with replacing(self.path) as partial:
+            torch.save(state, partial)
 
 
 def _shortened(plan: Plan, epochs: int | None) -> Plan:
