@@ -75,7 +75,7 @@ def slopes(
             else:
                 gradient = torch.zeros_like(current, requires_grad=False)
         if not bool(gradient.isfinite().all()):
-            raise _not_finite("gradient")
+            raise not_finite("gradient")
         found.append(margin.detach())
         gradients.append(gradient)
     return torch.cat(found), torch.cat(gradients)
@@ -85,7 +85,7 @@ def _answers(logits: Logits, pixels: Tensor, chunk: int) -> Tensor:
     with torch.no_grad():
         found = torch.cat([logits(part) for part in torch.split(pixels, chunk)])
     if not bool(found.isfinite().all()):
-        raise _not_finite("logit")
+        raise not_finite("logit")
     return found
 
 
@@ -93,11 +93,12 @@ def _checked(margin: Tensor, pixels: Tensor) -> Tensor:
     if margin.shape != pixels.shape[:1]:
         raise ValueError(f"margins of {len(pixels)} images have shape {tuple(margin.shape)}, not ({len(pixels)},)")
     if not bool(margin.detach().isfinite().all()):
-        raise _not_finite("margin")
+        raise not_finite("margin")
     return margin
 
 
-def _not_finite(what: str) -> DicomguardError:
+def not_finite(what: str) -> DicomguardError:
+    """What a person reads of a network that gives NaN or infinity; `what`: logit, margin or gradient."""
     return DicomguardError(
         f"The network cannot be attacked: a {what} is not a finite number.",
         advice="Check the weights and the transforms of the bundle on the images that were given.",

@@ -35,23 +35,40 @@ def fixed_eps_pgd(
 
     `strength` of the result is `eps` where it flipped.
     """
-    settings = settings or FixedEps()
     starts = RandomStarts(list(seeds), pixels)
+    return signed_steps(margins, pixels, starts, settings or FixedEps(), chunk=chunk)
+
+
+def signed_steps(
+    margins: Margins,
+    pixels: Tensor,
+    starts: RandomStarts | None,
+    settings: FixedEps,
+    *,
+    last: bool = False,
+    chunk: int = CHUNK,
+) -> Attacked:
+    """Steps along the sign of the gradient inside the ball, once from each start; None: from the images themselves.
+
+    The lowest margin of all iterates counts; with `last` that of the last iterates.
+    """
     found = Attacked.untried(pixels)
     which = found.unflipped()
     if not len(which):
         return found
-    lowest = torch.full((len(pixels),), torch.inf, device=pixels.device)
+    lowest = torch.full_like(found.margin, torch.inf)
     for _ in range(settings.restarts):
-        current = starts.inside(which, settings.eps)
+        current = pixels.detach() if starts is None else starts.inside(which, settings.eps)
         for taken in range(settings.steps + 1):
-            if taken < settings.steps:
-                margin, gradient = slopes(margins, current, which, chunk=chunk)
-            else:
+            ended = taken == settings.steps
+            if ended:
                 margin, gradient = values(margins, current, which, chunk=chunk), None
-            better = margin < lowest
-            lowest = torch.where(better, margin, lowest)
-            found.record(which[better], current[better], margin[better], radius=settings.eps)
+            else:
+                margin, gradient = slopes(margins, current, which, chunk=chunk)
+            if ended or not last:
+                better = margin < lowest
+                lowest = torch.where(better, margin, lowest)
+                found.record(which[better], current[better], margin[better], radius=settings.eps)
             if gradient is not None:
                 moved = current - settings.relative_step * settings.eps * gradient.sign()
                 current = into_ball(moved, pixels, settings.eps)

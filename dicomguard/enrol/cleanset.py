@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from dicomguard.pixels.image import Image
-from dicomguard.pixels.miniature import SIDE
-from dicomguard.scoring.guard import Kind, Range, Veil, is_covered, plane_of, range_of, veil_of, veils
+from dicomguard.scoring.guard import BLANK, Kind, Range, Veil, View, is_covered, veils, view_of
 from dicomguard.scoring.head import Answer
 from dicomguard.scoring.scorer import Batch, Scorer
 
@@ -34,7 +33,6 @@ SHARES = {Part.DISTILLED: 0.50, Part.VALIDATION: 0.06, Part.REFERENCE: 0.14, Par
 
 # A header that blanks a picture multiplies the gain; a new clean one exceeds the highest by a hair.
 _GAIN_SLACK, _HIDDEN_SLACK = 1.05, 0.01
-_BLANK = np.full((1, SIDE, SIDE), np.nan, np.float32)
 
 _KEPT = 64  # native images that are kept for the self-test, one of each patient
 
@@ -140,22 +138,25 @@ class Gathered:
         for clean in images:
             if clean.key in self._seen:
                 continue
-            if self._wants_guard and range_of(clean.image, self._window) is None:
+            view = view_of(clean.image, self._window)
+            if self._wants_guard and view is None:
                 self.left_out.add(clean.key)
                 continue
             self._seen.add(clean.key)
-            self.add(clean)
+            self._add(clean, view)
 
     def add(self, clean: Clean) -> None:
         """Prepare one frame."""
-        kind = range_of(clean.image, self._window)
+        self._add(clean, view_of(clean.image, self._window))
+
+    def _add(self, clean: Clean, view: View | None) -> None:
         part = clean.part or part_of(clean.patient)
         target = self.parts[part]
         with torch.inference_mode():
             pixels = self._scorer.preprocess.images([clean.image])[0].numpy()
         target.pixels.append(np.rint(pixels * 65535).astype(np.uint16))
-        target.planes.append(_BLANK if kind is None else plane_of(clean.image, self._window))
-        target.kinds.append(None if kind is None else (kind, veil_of(clean.image, self._window)))
+        target.planes.append(BLANK if view is None else view.plane)
+        target.kinds.append(None if view is None else (view.kind, view.veil))
         # Native pixels are attacked in the self-test only; all of them would not fit into memory.
         is_kept = part is Part.VALIDATION and clean.patient not in self._kept and len(self._kept) < _KEPT
         target.items.append(clean if is_kept else _without_pixels(clean))
@@ -191,7 +192,7 @@ class Gathered:
         for part in self.parts.values():
             for place, found in enumerate(part.kinds):
                 if found is None or not is_covered(*found, thickest):
-                    part.planes[place] = _BLANK
+                    part.planes[place] = BLANK
 
     def sha256(self) -> str:
         """The name of the clean set: SHA-256 over the sorted digests of its data sets, one a line."""

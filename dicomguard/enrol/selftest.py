@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import stats
 
 from dicomguard.attacks.native import native_margins
 from dicomguard.attacks.rounded import rounded
 from dicomguard.attacks.suite import SUITE
+from dicomguard.enrol import ranks
 from dicomguard.pixels.image import Image
 from dicomguard.scoring.scorer import Scorer
 
@@ -66,9 +66,5 @@ def forge(scorer: Scorer, images: Sequence[Image], name: str, *, seeds: Sequence
 
 
 def auroc(clean: Sequence[float], attacked: Sequence[float]) -> float | None:
-    """Probability that an attacked image scores above a clean one, ties one half (Mann, Whitney 1947); None of none."""
-    if not len(clean) or not len(attacked):
-        return None
-    ranks = stats.rankdata(np.nan_to_num(np.concatenate([clean, attacked]), nan=np.inf))
-    n, m = len(clean), len(attacked)
-    return float((ranks[n:].sum() - m * (m + 1) / 2) / (n * m))
+    """`ranks.auroc` of scores, of which NaN is the highest: no number is no innocence. None of none."""
+    return ranks.auroc(*(np.nan_to_num(np.asarray(side, np.float64), nan=np.inf) for side in (clean, attacked)))

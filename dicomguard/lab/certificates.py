@@ -8,7 +8,6 @@ looks only at files whose range and contrast were there when it was made: those 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ from dicomguard.lab.figures import share
 from dicomguard.lab.measure import name_of
 from dicomguard.lab.recipes import Recipe
 from dicomguard.lab.stored import read
+from dicomguard.lab.whole import replacing, write_json
 from dicomguard.scoring import noise
 from dicomguard.scoring.bundle import Bundle
 from dicomguard.scoring.guard import Guard, GuardSettings, Outcome, Range, looks_for
@@ -94,10 +94,9 @@ class Workshop:
             network = distil(
                 taught, self.scorer.head, settings.sigma, distillation, self._advance, width=settings.width
             )
-            partial = path.with_suffix(".partial")
             state = network.state_dict()
-            save_file({f"guard.{k}": v.contiguous() for k, v in state.items() if v.is_floating_point()}, partial)
-            partial.rename(path)
+            with replacing(path) as partial:
+                save_file({f"guard.{k}": v.contiguous() for k, v in state.items() if v.is_floating_point()}, partial)
         return Guard.from_tensors(settings, load_file(path), self.scorer.head, self.scorer.device)
 
     def ranges(self) -> tuple[Range, ...]:
@@ -133,9 +132,8 @@ class Workshop:
         if not path.exists():
             clean = self._read(self._from.training, "read training files").parts[Part.DISTILLED]
             taught = lessons(self.scorer, clean, distillation, self._advance)
-            partial = path.with_suffix(".partial")
-            save_file({"planes": taught.planes, "log_odds": taught.log_odds.contiguous()}, partial)
-            partial.rename(path)
+            with replacing(path) as partial:
+                save_file({"planes": taught.planes, "log_odds": taught.log_odds.contiguous()}, partial)
         kept = load_file(path)
         return Lessons(kept["planes"], kept["log_odds"])
 
@@ -211,8 +209,7 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
         "command": given.command,
         "rows": rows,
     }
-    given.results.mkdir(parents=True, exist_ok=True)
-    (given.results / f"certificates-{recipe.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(given.results / f"certificates-{recipe.name}.json", result)
     return result
 
 

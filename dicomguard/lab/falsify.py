@@ -8,7 +8,6 @@ either kind (--confirm-only); then the attempts, see `soundness`. Whether the mo
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections import Counter
@@ -32,6 +31,7 @@ from dicomguard.lab.node_judge import NodeJudge
 from dicomguard.lab.recipes import Recipe
 from dicomguard.lab.soundness import Base, Kind, Soundness
 from dicomguard.lab.survey import FILTER, KINDS, Survey
+from dicomguard.lab.whole import write_json
 from dicomguard.scoring.scorer import Scorer
 
 _LEAST_ATTEMPTS = 3  # on each base where model and guard disagreed
@@ -148,10 +148,9 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
         "selection": stages.selection(bases),
         **stages.test.report(),
     }
-    given.results.mkdir(parents=True, exist_ok=True)
     # A control is no result, and must not be found under a result's name.
     kind = "" if given.budget is None else f"-control-{given.budget:g}"
-    (given.results / f"soundness-{recipe.name}{kind}.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_json(given.results / f"soundness-{recipe.name}{kind}.json", report)
     _show(report, console)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,36 +26,34 @@ def name_of(*facts: Any) -> str:
 
 def source_digest(*packages: str) -> str:
     """SHA-256 over the sources of parts of dicomguard, such as `attacks`: what their results were made by."""
-    root = Path(dicomguard.__file__).parent
     total = hashlib.sha256()
-    for package in packages:
-        sources = sorted((root / package).rglob("*.py"))
-        if not sources:
-            raise ValueError(f"dicomguard has no part {package}")
-        for path in sources:
-            total.update(f"{path.relative_to(root).as_posix()}\n".encode())
-            total.update(hashlib.sha256(path.read_bytes()).digest())
+    for name, path in _sources(packages):
+        total.update(f"{name}\n".encode())
+        total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
 
 
 def code_digest(*places: str) -> str:
     """The same over what files and folders of dicomguard do: comments, docstrings and layout do not count."""
-    root = Path(dicomguard.__file__).parent
     total = hashlib.sha256()
+    for name, path in _sources(places):
+        tree = ast.parse(path.read_text("utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+        total.update(f"{name}\n{ast.dump(tree)}\n".encode())
+    return total.hexdigest()
+
+
+def _sources(places: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Every Python file of files and folders of dicomguard, by its name there; ValueError where there is none."""
+    root = Path(dicomguard.__file__).parent
     for place in places:
         found = [root / place] if place.endswith(".py") else sorted((root / place).rglob("*.py"))
         if not found:
             raise ValueError(f"dicomguard has no part {place}")
         for path in found:
-            tree = ast.parse(path.read_text("utf-8"))
-            for node in ast.walk(tree):
-                if (
-                    isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-                    and ast.get_docstring(node) is not None
-                ):
-                    node.body = node.body[1:] or [ast.Pass()]
-            total.update(f"{path.relative_to(root).as_posix()}\n{ast.dump(tree)}\n".encode())
-    return total.hexdigest()
+            yield path.relative_to(root).as_posix(), path
 
 
 class Journal:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from dicomguard.lab.cases import Case
+from dicomguard.lab.whole import replacing
 from dicomguard.scoring.preprocess import Preprocess
 
 
@@ -31,8 +32,7 @@ def prepared(
             rows.append(np.rint(planes[0].numpy() * 65535).astype(np.uint16))
             advance(1 / len(cases))
         work.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, np.stack(rows))
-        partial.rename(path)
+        with replacing(path) as partial, partial.open("wb") as file:
+            np.save(file, np.stack(rows))
     pictures: NDArray[np.float32] = np.load(path).astype(np.float32) / np.float32(65535)
     return pictures

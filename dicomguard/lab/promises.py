@@ -7,7 +7,6 @@ Resumable: every file's outcome is kept under the work folder. Several processes
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from dicomguard.lab.datasets import Split
 from dicomguard.lab.figures import share
 from dicomguard.lab.recipes import Recipe
 from dicomguard.lab.specimens import Looked, Specimens
+from dicomguard.lab.whole import write_json
 from dicomguard.scoring.enrolment import Enrolment
 from dicomguard.scoring.guard import Outcome
 from dicomguard.scoring.scorer import Scorer
@@ -162,8 +162,7 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
         "reports": [bench.report(bits) for bits in given.bits or recipe.bits],
         "in_turn": bench.in_turn(),
     }
-    given.results.mkdir(parents=True, exist_ok=True)
-    (given.results / f"score-{recipe.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(given.results / f"score-{recipe.name}.json", result)
     assert scorer.enrolment is not None
     card.write(recipe, folder, scorer.enrolment, result)
 

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 
 from dicomguard import phantom
 from dicomguard.errors import DicomguardError
-from dicomguard.lab.cases import Case, batches, truths
+from dicomguard.lab.cases import Case
 from dicomguard.lab.datasets import (
     Example,
     Split,
@@ -25,8 +25,6 @@ from dicomguard.lab.datasets import (
 from dicomguard.lab.duplicates import regrouped
 from dicomguard.lab.finetune import Settings
 from dicomguard.lab.instances import computed_radiograph, magnetic_resonance
-
-__all__ = ["RECIPES", "Case", "Recipe", "batches", "truths"]
 
 # Seeds of phantoms by split. The demo and the tests draw theirs from zero upwards, which no split here uses.
 _PHANTOM_SEEDS = {

@@ -22,6 +22,7 @@ from dicomguard.attacks.suite import SUITE
 from dicomguard.lab.cases import Case, batches
 from dicomguard.lab.measure import Journal, source_digest, to_evidence, to_row
 from dicomguard.lab.stored import read
+from dicomguard.lab.whole import replacing
 from dicomguard.pixels.image import Image
 from dicomguard.scoring import noise
 from dicomguard.scoring.calibration import Evidence, smallest_margin
@@ -121,13 +122,13 @@ class Specimens:
             for row, i in enumerate(missing):
                 _, source, image = targets[i]
                 words = f"{name}, adversarial test object"
-                partial = folder / f"{names[i]}.partial"
-                dcmwrite(
-                    partial,
-                    forge(source, image, attacked.pixels[row].numpy(), description=words),
-                    enforce_file_format=True,
-                )
-                partial.rename(folder / f"{names[i]}.{'flipped' if attacked.flipped[row] else 'kept'}.dcm")
+                path = folder / f"{names[i]}.{'flipped' if attacked.flipped[row] else 'kept'}.dcm"
+                with replacing(path) as partial:
+                    dcmwrite(
+                        partial,
+                        forge(source, image, attacked.pixels[row].numpy(), description=words),
+                        enforce_file_format=True,
+                    )
         paths = [next(folder.glob(f"{stem}.*.dcm")) for stem in names]
         return [(dcmread(path), path.name.endswith(".flipped.dcm")) for path in paths]
 

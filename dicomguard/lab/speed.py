@@ -11,7 +11,6 @@ its looks elsewhere. `throughput` has the features too, in batches as the node f
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -32,6 +31,7 @@ from dicomguard.lab import command
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.recipes import Recipe
 from dicomguard.lab.survey import ordered
+from dicomguard.lab.whole import write_json
 from dicomguard.pixels.image import Image
 from dicomguard.scoring import calibration, noise
 from dicomguard.scoring.bundle import Bundle
@@ -299,8 +299,7 @@ def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Consol
     name = f"speed-{recipe.name}"
     if given.device != "cpu":
         name += f"-{given.device.replace(':', '')}"
-    given.results.mkdir(parents=True, exist_ok=True)
-    (given.results / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_json(given.results / f"{name}.json", found)
     console.print_json(data=found)
 
 

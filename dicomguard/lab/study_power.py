@@ -35,6 +35,7 @@ from dicomguard.lab.figures import beta_binomial_band, share
 from dicomguard.lab.study_candidates import CANDIDATES, MONOTONE, Law
 from dicomguard.lab.study_figures import draw_false_holds, draw_power
 from dicomguard.lab.study_scores import ATTACKS, SLICES, Studied
+from dicomguard.lab.whole import write_json
 from dicomguard.scoring.calibration import STATISTIC, Calibration
 from dicomguard.scoring.study_test import conformal_threshold, score, studies_needed
 
@@ -392,23 +393,18 @@ def main(arguments: list[str] | None = None) -> int:
             collect(work, given.data, given.rounds, console.print)
             return 0
         if given.stage == "choose":
-            _write(selection, {**choose(work, given.alpha), "command": line})
+            write_json(selection, _rounded({**choose(work, given.alpha), "command": line}))
             return 0
         found = report(work, given.alpha, json.loads(selection.read_text()))
     except DicomguardError as error:
         console.print(f"[red]{error}")
         return 1
-    _write(given.out / "results" / f"{named}.json", {**found, "command": line})
+    write_json(given.out / "results" / f"{named}.json", _rounded({**found, "command": line}))
     figures = given.out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     draw_power(found, figures / f"{named}.png")
     draw_false_holds(found, figures / f"study-false-holds-alpha-{given.alpha:g}.png")
     return 0
-
-
-def _write(path: Path, found: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_rounded(found), indent=1) + "\n")
 
 
 def _rounded(found: Any) -> Any:

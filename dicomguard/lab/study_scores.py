@@ -29,6 +29,7 @@ from dicomguard.attacks.pgd import FixedEps, fixed_eps_pgd
 from dicomguard.lab import finetune, train
 from dicomguard.lab.datasets import Example, load_gray, read_csv
 from dicomguard.lab.measure import name_of, source_digest
+from dicomguard.lab.whole import replacing
 from dicomguard.phantom import Tomography
 from dicomguard.phantom.ct_header import WINDOW_CENTRE, WINDOW_WIDTH
 from dicomguard.phantom.tomograph import INTERCEPT
@@ -140,7 +141,7 @@ def keyed(work: Path) -> Path:
     facts = definition()
     folder = work / name_of(facts)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "definition.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (folder / "definition.json").write_text(json.dumps(facts, indent=1) + "\n")  # by several processes at once
     return folder
 
 
@@ -301,9 +302,8 @@ def save(path: Path, study: Studied) -> None:
     columns: dict[str, Any] = {"indices": study.indices, "surprises": study.surprises, **study.attacked}
     for kind, seen in study.seen.items():
         columns |= {f"{kind} clean": seen.clean, f"{kind} noisy": seen.noisy}
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, **columns)
-    partial.rename(path)
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, **columns)
 
 
 def _score(
@@ -334,9 +334,8 @@ def _see(rater: Rater, pictures: Pictures, names: Sequence[str]) -> Seen:
 
 def _calibrate(path: Path, rater: Rater, pictures: Pictures, names: Sequence[str]) -> None:
     seen = _see(rater, pictures, names)
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, clean=seen.clean, noisy=seen.noisy)
-    partial.rename(path)
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, clean=seen.clean, noisy=seen.noisy)
 
 
 def reference(work: Path, kind: str, count: int | None = None) -> Calibration:

@@ -39,6 +39,7 @@ from dicomguard.lab.enrolling import gathered
 from dicomguard.lab.measure import Journal, to_evidence, to_row
 from dicomguard.lab.pictures import prepared
 from dicomguard.lab.recipes import RECIPES, Recipe
+from dicomguard.lab.whole import write_json
 from dicomguard.scoring import bundle, calibration, memory, noise
 from dicomguard.scoring.bundle import Bundle, Constructor, Inference, Input, Noise
 from dicomguard.scoring.calibration import Calibration, Evidence
@@ -284,9 +285,7 @@ def train(recipe: Recipe, data: Path, out: Path, work: Path, console: Console) -
             )
         run.write(chosen, out)
         enrolled = run.enrol(out)
-    (out / "docs" / "training.json").write_text(
-        json.dumps({**found, "settings": asdict(recipe.settings)}, indent=2) + "\n"
-    )
+    write_json(out / "docs" / "training.json", {**found, "settings": asdict(recipe.settings)}, indent=2)
     card.write(recipe, out, enrolled)
     console.print(Markdown(statement.page(enrolled)))
     return found

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from dicomguard.errors import BundleError
+from dicomguard.scoring import head
 from dicomguard.scoring.component import Component, Finite, Positive
 from dicomguard.scoring.consistency import Draw, NoiseCurve, Observation, curve
 
@@ -247,7 +248,7 @@ def fit(
 
 def smallest_margin(seen: Observation) -> float:
     """Over the questions: how far the answer is from being another one."""
-    return float(curve(seen).margin.min())
+    return float(head.smallest_margins(seen.clean))
 
 
 def _stage(seen: Sequence[Observation], draws: tuple[Draw, ...]) -> Stage:

@@ -13,7 +13,7 @@ about a whole study. The noise must be independent of the image: its seed is an 
 What the header says sets the guard's range, so a header may blank its picture: the same stored values under Bits Stored
 16 instead of 12 are a sixteenth of the contrast, which drowns in the noise, and a majority for one class is all that is
 left. Or the picture is dimmed, and a window brings it back for the protected model alone. Therefore only images vote
-whose range was there among the clean images of the enrolment, and behind a veil no thicker than theirs (`veil_of`): all
+whose range was there among the clean images of the enrolment, and behind a veil no thicker than theirs (`View`): all
 others, and those without a plane, are UNENROLLED.
 """
 
@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from dicomguard.errors import BundleError
 from dicomguard.pixels.image import Image
-from dicomguard.pixels.miniature import SIDE, averaged
+from dicomguard.pixels.miniature import SIDE, Miniature, averaged
 from dicomguard.scoring import head, noise
 from dicomguard.scoring.classifier import fast_dtype, fused
 from dicomguard.scoring.component import Finite
@@ -54,6 +54,8 @@ _LARGEST_OFFSET: Final = 1e9
 _QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 _PAIRS: Final = ((0, 1), (1, 2), (2, 3), (3, 4), (0, 4))
 _FAINT: Final = 0.002  # of the range: steps in a flat background are rounding, and their ratio says nothing
+BLANK: Final = np.full((1, SIDE, SIDE), np.nan, np.float32)
+"""The plane of what no guard may look at."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Kind = tuple[str, float, float]
@@ -75,7 +77,7 @@ class GuardSettings(BaseModel):
     """`eps`: the budget, as a fraction of the guard's fixed range; `window`: that range in modality units, None where
     it is what Bits Stored can hold. `looks`: numbers of draws after which the bound is read, each at alpha / looks.
     `ranges`: the (kind, low, high) of the clean images (`range_of`) and how thick a veil one of them had at most
-    (`veil_of`, either number); an image that has none of these ranges, or a thicker one, gets no vote.
+    (`View`, either number); an image that has none of these ranges, or a thicker one, gets no vote.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -146,31 +148,41 @@ def range_of(image: Image, window: Window | None) -> Kind | None:
     return image.photometric_interpretation + ("/LUT" if small.has_table else ""), low, high
 
 
-def plane_of(image: Image, window: Window | None) -> NDArray[np.float32]:
-    """The miniature in the guard's fixed range, clipped: (1, 64, 64) in [0, 1].
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a guard can see of an image, beside its range as `kind`.
 
-    Raises ValueError for an image that has no range (`range_of`).
+    `plane`: the miniature in the guard's fixed range, clipped: (1, 64, 64) in [0, 1].
+
+    `veil`: how much less than the protected model the guard sees, which a header can bring about. The first number: how
+    many times as much contrast the model is shown, at most, anywhere between the shadows and the lights of the picture.
+    About 1 where the whole range is shown; 16 where a window shows 8 of 12 bits. Compared are quantiles of both 64 x 64
+    pictures, which a bright patch does not move. The second: the share of the picture that lies outside of the guard's
+    range (of a `window`) and is shown neither black nor white. Colour is shown as it is: (1, 0).
     """
-    small = image.miniature
-    if small is None or range_of(image, window) is None:
-        raise ValueError(f"frame {image.frame} has no plane for the guard")
+
+    kind: Kind
+    plane: NDArray[np.float32]
+    veil: Veil
+
+
+def view_of(image: Image, window: Window | None) -> View | None:
+    """What a guard with this range sees of an image; None where the image has none (`range_of`)."""
+    kind, small = range_of(image, window), image.miniature
+    if kind is None or small is None:
+        return None
+    plane = _plane(small, window)
+    return View(kind, plane, _veil(image, plane[0]))
+
+
+def _plane(small: Miniature, window: Window | None) -> NDArray[np.float32]:
     low, high = window or (small.low, small.high)
     # In double precision to the end: at an intercept of 1e7 float32 knows whole modality units only.
     values = np.asarray(small.values, dtype=np.float64)
     return np.clip((values - low) / (high - low), 0, 1).astype(np.float32)[None]
 
 
-def veil_of(image: Image, window: Window | None) -> Veil:
-    """How much less than the protected model the guard sees of an image, which a header can bring about.
-
-    The first number: how many times as much contrast the model is shown, at most, anywhere between the shadows and the
-    lights of the picture. About 1 where the whole range is shown; 16 where a window shows 8 of 12 bits. Compared are
-    quantiles of both 64 x 64 pictures, which a bright patch does not move. The second: the share of the picture that
-    lies outside of the guard's range (of a `window`) and is shown neither black nor white.
-
-    Colour is shown as it is: (1, 0). Raises ValueError for an image that has no range (`range_of`).
-    """
-    plane = plane_of(image, window)[0]
+def _veil(image: Image, plane: NDArray[np.float32]) -> Veil:
     if image.pixels.shape[0] != 1:
         return 1.0, 0.0
     shown = averaged(image.pixels[0])
@@ -288,16 +300,12 @@ class Guard:
 
         All NaN, which gets no vote, where an image is not like those that were enrolled.
         """
-        rows = [
-            plane_of(image, self.settings.window) if self.is_enrolled(image) else np.full((1, SIDE, SIDE), np.nan)
-            for image in images
-        ]
-        return torch.from_numpy(np.stack(rows).astype(np.float32)) if rows else torch.empty(0, 1, SIDE, SIDE)
+        rows = [self._shown(view_of(image, self.settings.window)) for image in images]
+        return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, 1, SIDE, SIDE)
 
-    def is_enrolled(self, image: Image) -> bool:
-        """Whether clean images of the enrolment had this range, and as thick a veil."""
-        found = range_of(image, self.settings.window)
-        return found is not None and is_covered(found, veil_of(image, self.settings.window), self._veils)
+    def _shown(self, view: View | None) -> NDArray[np.float32]:
+        """The plane, if clean images of the enrolment had this range, and as thick a veil."""
+        return view.plane if view is not None and is_covered(view.kind, view.veil, self._veils) else BLANK
 
     def logits(self, noisy: Tensor) -> Tensor:
         """Log-odds (n, questions, classes) of planes with their noise on them; gradients flow to the planes."""

@@ -103,11 +103,25 @@ def pairwise(log_odds: NDArray[np.float64], answer: Answer) -> NDArray[np.float6
     return found
 
 
+def smallest_margins(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(..., questions, classes) -> (...): how far the answer is from being another one, never negative.
+
+    The least of all questions' log-odds of the largest class against the second; NaN where one of them is.
+    """
+    ordered = np.sort(log_odds, -1)
+    found: NDArray[np.float64] = (ordered[..., -1] - ordered[..., -2]).min(-1)
+    return found
+
+
+def probabilities(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Softmax over the last axis, the classes."""
+    shares = np.exp(log_odds - log_odds.max(-1, keepdims=True))
+    found: NDArray[np.float64] = shares / shares.sum(-1, keepdims=True)
+    return found
+
+
 def probability(log_odds: NDArray[np.float64], answer: Answer) -> NDArray[np.float64]:
     """(..., questions, classes) -> (..., questions): softmax probability of the answer's class."""
-    shifted = log_odds - log_odds.max(-1, keepdims=True)
-    shares = np.exp(shifted)
-    shares /= shares.sum(-1, keepdims=True)
     chosen = np.broadcast_to(np.asarray(answer)[:, None], (*log_odds.shape[:-1], 1))
-    found: NDArray[np.float64] = np.take_along_axis(shares, chosen, -1)[..., 0]
+    found: NDArray[np.float64] = np.take_along_axis(probabilities(log_odds), chosen, -1)[..., 0]
     return found

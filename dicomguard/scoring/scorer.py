@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dicomguard.decision import GuardVote, Score, Thresholds
-from dicomguard.errors import BundleError
+from dicomguard.errors import BundleError, DicomguardError
 from dicomguard.pixels.image import Image
 from dicomguard.pixels.miniature import SIDE
 from dicomguard.scoring import consistency, enrolment, head, memory
@@ -24,6 +24,7 @@ from dicomguard.scoring.calibration import Calibration, Evidence, smallest_margi
 from dicomguard.scoring.cascade import Asked, Cascade, Reached
 from dicomguard.scoring.classifier import Classifier, fast_dtype, fused
 from dicomguard.scoring.consistency import Draw, NoiseCurve, Observation
+from dicomguard.scoring.device import usable
 from dicomguard.scoring.enrolment import Enrolled, Enrolment
 from dicomguard.scoring.features import FeatureModel
 from dicomguard.scoring.guard import Guard, Vote
@@ -202,10 +203,22 @@ class Scorer:
         return [self._enrolled(reached, vote, calibration) for reached, vote in zip(found, votes, strict=True)]
 
     def look(
-        self, batch: Batch, seeds: Sequence[Seeds], draws: Sequence[Draw], *, canonical: bool = False
+        self,
+        batch: Batch,
+        seeds: Sequence[Seeds],
+        draws: Sequence[Draw],
+        *,
+        canonical: bool = False,
+        answered: Answered | None = None,
     ) -> tuple[list[Evidence], list[Vote | None]]:
-        """What the checks see of each image with the named draws, and what the guard says; no cascade, no judgement."""
-        answered = self.answer(batch.pixels) if canonical else self._quick_answer(batch.pixels)
+        """What the checks see of each image with the named draws, and what the guard says; no cascade, no judgement.
+
+        `answered`: what `answer` has said of the batch already. Taken where that is the path that would be asked here,
+        so that it changes no number; a card is asked in its own way nevertheless.
+        """
+        is_asked_canonically = canonical or self._answering is self._canonical
+        if answered is None or not is_asked_canonically:
+            answered = self.answer(batch.pixels) if canonical else self._quick_answer(batch.pixels)
         noisy = self._noisy(batch.pixels, seeds, draws, canonical=canonical)
         evidence: list[Evidence] = []
         votes: list[Vote | None] = []
@@ -228,7 +241,7 @@ class Scorer:
         if self._answering is self._canonical:
             return self.answer(pixels)
         found = self._answered(self._answering, pixels.to(self.device), self.chunk)
-        margins = np.array([head.pairwise(odds, odds.argmax(-1)).min() for odds in found.log_odds])
+        margins = head.smallest_margins(found.log_odds)
         floor = 0.0 if self.enrolment is None else self.enrolment.calibration.margin_floor
         # Written so that NaN is close, too.
         (close,) = np.nonzero(~((margins > _CLOSE_ANSWER) & (np.abs(margins - floor) > _CLOSE_ANSWER)))
@@ -382,13 +395,9 @@ def _recorded(vote: Vote, guard: Guard) -> GuardVote:
 
 def _device(name: str) -> torch.device:
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BundleError(
-            f"device {name} cannot be used: {_one_line(error)}.", advice="Use cpu, or install what the device needs."
-        ) from error
-    return device
+        return usable(name)
+    except DicomguardError as error:  # to the node a device is configuration, as the bundle is
+        raise BundleError(error.message, advice=error.advice) from error
 
 
 def _one_line(error: Any) -> str:

@@ -30,33 +30,33 @@ def judge_files(
     """Each file with what the node would decide about it, in order; scored in batches across files."""
     iterator = iter(paths)
     while together := tuple(itertools.islice(iterator, _TOGETHER)):
-        opened = [_open(path, worker) for path in together]
-        whole = [item for item in opened if isinstance(item, Instance)]
-        examined = iter(examiner.examine(whole))
-        for path, item in zip(together, opened, strict=True):
-            found = next(examined) if isinstance(item, Instance) else item
+        instances = [opened(path, worker) for path in together]
+        examined = iter(examiner.examine([one for one in instances if isinstance(one, Instance)]))
+        for path, one in zip(together, instances, strict=True):
+            found = _unread(path, one) if isinstance(one, Fault) else next(examined)
             yield path, instance_decision(found, rules)
 
 
-def _open(path: Path, worker: DecodeWorker) -> Instance | Examined:
+def opened(path: Path, worker: DecodeWorker) -> Instance | Fault:
+    """A file as an instance that came from nobody, as if received now; or why the node could not read it."""
     located = worker.locate(path)
     if isinstance(located, Fault):
-        return _unread(path, located)
+        return located
     offset, transfer_syntax_uid = located
     header = worker.header(path, offset, transfer_syntax_uid, [])
     if isinstance(header, Fault):
-        return _unread(path, header)
+        return header
     receipt = Receipt(
         received_at=utc_now(),
         calling_ae="",
         called_ae="",
         address="",
         association_id="",
-        sop_class_uid=Uid(header.sop_class_uid),
-        sop_instance_uid=Uid(header.sop_instance_uid),
-        transfer_syntax_uid=Uid(transfer_syntax_uid),
-        study_instance_uid=Uid(header.study_instance_uid),
-        series_instance_uid=Uid(header.series_instance_uid),
+        sop_class_uid=header.sop_class_uid,
+        sop_instance_uid=header.sop_instance_uid,
+        transfer_syntax_uid=header.transfer_syntax_uid,
+        study_instance_uid=header.study_instance_uid,
+        series_instance_uid=header.series_instance_uid,
         sha256=header.sha256,
         size_bytes=header.size_bytes,
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dicomguard.enrol.cleanset import SHARES, Clean, Gathered, Part, is_reference, part_of
 from dicomguard.pixels.miniature import Miniature
-from dicomguard.scoring.guard import Guard, GuardNetwork, veil_of
+from dicomguard.scoring.guard import Guard, GuardNetwork, view_of
 from dicomguard.scoring.scorer import Scorer
 from tests.scoring.small import GUARD, gray_image, write_small
 
@@ -192,8 +192,9 @@ def test_the_thickest_veil_of_a_kind_is_enrolled(scorer: Scorer) -> None:
     gathered.add_all([clean(n) for n in range(4)])
     gathered.add_all([clean(n, part=Part.HELD_BACK) for n in range(4, 8)])
     (only,) = gathered.ranges()
-    gains = [veil_of(gray_image(n), None)[0] for n in range(8)]
+    gains = [view.veil[0] for n in range(8) if (view := view_of(gray_image(n), None))]
     assert only[3] == pytest.approx(1.05 * max(gains[:4]))
+    assert len(gains) == 8
     gathered.hide((("MONOCHROME2", 0.0, 4095.0, sorted(gains[4:])[1], 0.01),))
     planes = gathered.parts[Part.HELD_BACK].batch(range(4)).planes
     assert planes is not None

@@ -83,7 +83,9 @@ def test_margins_are_those_of_brute_force(odds: np.ndarray, random: object) -> N
     found = head.margins(torch.from_numpy(odds), torch.from_numpy(kept)).tolist()
     assert found == [brute_margin(one, own) for one, own in zip(odds, kept.tolist(), strict=True)]
     own = head.answers(torch.from_numpy(odds))
-    assert (head.margins(torch.from_numpy(odds), own) >= 0).all()
+    smallest = head.margins(torch.from_numpy(odds), own)
+    assert (smallest >= 0).all()
+    assert np.array_equal(head.smallest_margins(odds), smallest.numpy())
 
 
 @given(ODDS)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dicomguard.cli.compose import JsonOption
+from dicomguard.cli.lab.datasets import DataOption
 from dicomguard.cli.output import Bars, console, print_json, print_table
 from dicomguard.errors import DicomguardError
 
@@ -17,10 +19,7 @@ if TYPE_CHECKING:  # torch, imported when the command runs
     from dicomguard.lab.benchmark.runner import Outcome
     from dicomguard.lab.benchmark.suites.planning import Plan
 
-DataOption = Annotated[
-    Path, typer.Option("--data", envvar="DICOMGUARD_TEST_DATA", help="The folder that holds the image sets.")
-]
-ResultsOption = Annotated[Path, typer.Option("--results", help="Where tables and figures are written.")]
+ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where the benchmarks' tables are kept.")]
 
 
 def register(lab: typer.Typer) -> None:
@@ -46,7 +45,7 @@ def benchmark(
     list_only: Annotated[
         bool, typer.Option("--list", help="Show the cells and whether each is kept; compute none.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Regenerate a paper's tables and figures, or go where it did not. Exit 1 where a cell failed.
 
@@ -60,6 +59,7 @@ def benchmark(
     from dicomguard.lab.benchmark.runner import Runner, alone_in
     from dicomguard.lab.benchmark.suites.planning import Where
     from dicomguard.lab.command import line
+    from dicomguard.scoring.device import usable
 
     plans = [suites.plan(name, named(profile), Where(data, work, device)) for name in suite]
     chosen = {plan.name: [cell for name, cell in plan.cells.items() if only in name] for plan in plans}
@@ -69,7 +69,7 @@ def benchmark(
     if list_only:
         _list(in_order(wanted), work, as_json=as_json)
         return
-    _require(device)
+    usable(device)  # one that is not there is refused before the first cell
     command = line("dicomguard lab benchmark", sys.argv[3:])
     with Bars(quiet=as_json or not console.is_terminal) as bars:
         runner = Runner(
@@ -87,23 +87,6 @@ def benchmark(
     ]
     _tell(outcome, written, as_json=as_json)
     raise typer.Exit(1 if outcome.failed else 0)
-
-
-def _require(device: str) -> None:
-    """Refuse a device that is not there before the first cell.
-
-    Raises:
-        DicomguardError: it cannot be used.
-
-    """
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise DicomguardError(
-            f"device {device} cannot be used: {' '.join(str(error).split())[:200]}.", advice="Use cpu, or leave it out."
-        ) from error
 
 
 def _is_new(plan: Plan, outcome: Outcome, results: Path, work: Path) -> bool:

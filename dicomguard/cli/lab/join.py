@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +60,7 @@ def join(
 
     Exit 1 when a file is not accounted for.
     """
+    from dicomguard.lab import whole
     from dicomguard.lab.live import manifest as manifests
     from dicomguard.lab.live.accounts import account
     from dicomguard.lab.live.page import page
@@ -86,9 +86,9 @@ def join(
         **found,
         "of_files": [one.to_json() for one in accounts],
     }
-    manifests.write_text(folder / "join.json", json.dumps(facts, indent=1) + "\n")
+    whole.write_json(folder / "join.json", facts)
     draw(found, accounts, folder / "join.png", quiet_s=None if settings is None else settings.study.quiet_s)
-    manifests.write_text(folder / "join.md", page(found, accounts, picture="join.png", command=command))
+    whole.write_text(folder / "join.md", page(found, accounts, picture="join.png", command=command))
     if as_json:
         print_json([{name: value for name, value in facts.items() if name != "of_files"} | {"out": str(folder)}])
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from dicomguard.cli import compose
 from dicomguard.cli.compose import JsonOption
 from dicomguard.cli.lab.join import KeyFile, LedgerFile, Manifest, NodeConfig, records
 from dicomguard.cli.output import Bars, console, print_json, print_table
-from dicomguard.decision import Decision, InstanceDecision, Policy
+from dicomguard.decision import Decision, Fault, InstanceDecision, Policy
 from dicomguard.errors import ConfigError, DicomguardError
 
 if TYPE_CHECKING:  # torch and SQLAlchemy, imported by the command
@@ -53,6 +52,7 @@ def offline(
 
     Exit 1 when a decision comes out differently, or a file has none.
     """
+    from dicomguard.lab import whole
     from dicomguard.lab.live import manifest as manifests
     from dicomguard.lab.live.accounts import account
     from dicomguard.screen.past import past_of
@@ -93,7 +93,7 @@ def offline(
     }
     results = [{"study_instance_uid": d.study_instance_uid, **r.to_json()} for d, r in made]
     path = (out or manifest.parent / "joined") / "offline.json"
-    manifests.write_text(path, json.dumps({**summary, "of_decisions": results}, indent=1) + "\n")
+    whole.write_json(path, {**summary, "of_decisions": results})
     if as_json:
         print_json([summary])
     else:
@@ -126,35 +126,18 @@ def _find(
     recorded: InstanceDecision, worker: DecodeWorker, paths: Mapping[tuple[str, str], Path]
 ) -> Located | Altered | Lost:
     """The file of the set that the node recorded as this instance, to the last byte."""
-    from dicomguard.lab.live.sources import opened
+    from dicomguard.screen.files import opened
     from dicomguard.screen.locate import Altered, Located, Lost
-    from dicomguard.study import Instance, Receipt, utc_now
 
     path = paths.get((str(recorded.sop_instance_uid), recorded.sha256))
     if path is None or not path.is_file():
         return Lost(recorded, None)
-    try:
-        source = opened(path, worker)
-    except DicomguardError as error:
-        return Altered(recorded, str(path.parent), error.message)
-    header = source.header
-    if header.sha256 != recorded.sha256:
+    found = opened(path.absolute(), worker)  # the sandbox works in a folder of its own
+    if isinstance(found, Fault):
+        return Altered(recorded, str(path.parent), f"{found.reason.value}: {found.detail}")
+    if found.receipt.sha256 != recorded.sha256:
         return Altered(recorded, str(path.parent), "it is not the data set that the node recorded")
-    receipt = Receipt(
-        received_at=utc_now(),
-        calling_ae="",
-        called_ae="",
-        address="",
-        association_id="",
-        sop_class_uid=header.sop_class_uid,
-        sop_instance_uid=header.sop_instance_uid,
-        transfer_syntax_uid=header.transfer_syntax_uid,
-        study_instance_uid=header.study_instance_uid,
-        series_instance_uid=header.series_instance_uid,
-        sha256=header.sha256,
-        size_bytes=header.size_bytes,
-    )
-    return Located(recorded, Instance(source.path, source.data_offset, receipt))
+    return Located(recorded, found)
 
 
 def _show(made: Sequence[tuple[Decision, Reproduction]], summary: Mapping[str, Any]) -> None:

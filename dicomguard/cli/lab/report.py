@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from dicomguard.cli.compose import JsonOption
+from dicomguard.cli.lab.benchmark import ResultsOption
 from dicomguard.cli.output import console, print_json
 
 
@@ -17,9 +19,7 @@ def register(lab: typer.Typer) -> None:
 
 
 def report(
-    results: Annotated[Path, typer.Option("--results", help="Where the benchmarks wrote their tables.")] = Path(
-        "docs/results"
-    ),
+    results: ResultsOption = Path("docs/results"),
     out: Annotated[Path, typer.Option("--out", help="Gets report.md, report.html and figures/.")] = Path(
         "build/lab/report"
     ),
@@ -32,7 +32,7 @@ def report(
             help="Where cells are kept (build/lab): show their pictures, which are of the data sets.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write tables beside the papers' own numbers, with intervals, plots, versions and commands."""
     from dicomguard.lab.command import line

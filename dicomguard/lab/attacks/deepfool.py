@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from dicomguard.attacks.attacked import Attacked
-from dicomguard.attacks.margins import CHUNK, Logits, Margins, slopes
-from dicomguard.errors import DicomguardError
+from dicomguard.attacks.margins import CHUNK, Logits, Margins, not_finite, slopes
 from dicomguard.lab.attacks.found import measured, wide
 from dicomguard.scoring import head
 
@@ -122,7 +121,7 @@ def _nearest(
             [torch.autograd.grad(values[:, i].sum(), current, retain_graph=i < last)[0] for i in range(last + 1)], 1
         )
     if not bool(gradients.isfinite().all()):
-        raise _not_finite("gradient")
+        raise not_finite("gradient")
     values = values.detach()
     distance = (values + kappa).abs() / gradients.flatten(2).norm(dim=2).clamp(min=_FLAT)
     rows, chosen = torch.arange(len(pixels), device=pixels.device), distance.argmin(1)
@@ -131,12 +130,5 @@ def _nearest(
 
 def _finite(log_odds: Tensor) -> Tensor:
     if not bool(log_odds.detach().isfinite().all()):
-        raise _not_finite("logit")
+        raise not_finite("logit")
     return log_odds
-
-
-def _not_finite(what: str) -> DicomguardError:
-    return DicomguardError(
-        f"The network cannot be attacked: a {what} is not a finite number.",
-        advice="Check the weights and the transforms of the bundle on the images that were given.",
-    )

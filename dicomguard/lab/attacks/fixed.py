@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from dicomguard.attacks.attacked import Attacked, RandomStarts, into_ball
-from dicomguard.attacks.margins import CHUNK, Margins, slopes, values
-from dicomguard.attacks.pgd import FixedEps
+from dicomguard.attacks.attacked import Attacked, RandomStarts
+from dicomguard.attacks.margins import CHUNK, Margins
+from dicomguard.attacks.pgd import FixedEps, signed_steps
 
 JOEL_SWEEP = (0.0001, *(round(0.001 * i, 3) for i in range(1, 11)), 0.016)
 """The budgets of Joel et al. 2023 (figure 2), and one that is four times their larger one."""
@@ -64,24 +63,5 @@ def fixed_eps_bim(
     """
     settings = settings or Fixed()
     starts = RandomStarts(list(seeds), pixels) if settings.restarts else None
-    found = Attacked.untried(pixels)
-    which = found.unflipped()
-    if not len(which):
-        return found
-    lowest = torch.full_like(found.margin, torch.inf)
-    for _ in range(max(settings.restarts, 1)):
-        current = pixels.detach() if starts is None else starts.inside(which, settings.eps)
-        for taken in range(settings.steps + 1):
-            ended = taken == settings.steps
-            if ended:
-                margin, gradient = values(margins, current, which, chunk=chunk), None
-            else:
-                margin, gradient = slopes(margins, current, which, chunk=chunk)
-            if ended or not settings.last:
-                better = margin < lowest
-                lowest = torch.where(better, margin, lowest)
-                found.record(which[better], current[better], margin[better], radius=settings.eps)
-            if gradient is not None:
-                moved = current - settings.relative_step * settings.eps * gradient.sign()
-                current = into_ball(moved, pixels, settings.eps)
-    return found
+    budget = FixedEps(settings.eps, settings.steps, settings.relative_step, max(settings.restarts, 1))
+    return signed_steps(margins, pixels, starts, budget, last=settings.last, chunk=chunk)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import platform
 import statistics
@@ -43,6 +42,7 @@ from dicomguard.lab.attacks.deepfool import deepfool
 from dicomguard.lab.attacks.fixed import Fixed, fixed_eps_bim, fixed_eps_fgsm
 from dicomguard.lab.attacks.found import lengths
 from dicomguard.lab.attacks.square import Square, square
+from dicomguard.lab.whole import write_json
 
 ATTACKS: Final = ("FGSM", "BIM", "PGD", "DeepFool", "APGD", "CW-L2", "Square")
 _LONG: Final = ("CW-L2", "Square")  # half a minute each: once, on the small network, without warming up
@@ -301,10 +301,7 @@ def _run(given: argparse.Namespace, console: Console) -> None:
         },
         "fields": found,
     }
-    given.results.mkdir(parents=True, exist_ok=True)
-    partial = given.results / "attacks-oracle.json.partial"
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.replace(given.results / "attacks-oracle.json")
+    write_json(given.results / "attacks-oracle.json", result)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

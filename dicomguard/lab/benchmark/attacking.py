@@ -23,6 +23,7 @@ from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.files import Files, Opened, load_files, looked, opened, seed_of
 from dicomguard.lab.benchmark.progress import Advance
 from dicomguard.lab.cases import Case, batches
+from dicomguard.lab.whole import write_json
 from dicomguard.scoring.scorer import Scorer
 
 _BATCH = 8
@@ -186,14 +187,12 @@ def _keep(work: Path, place: int, part: Attacked) -> None:
         if files is not None:
             files.save(work, f"{place:04d}-{kind}")
     # Last, because it says that the others are there.
-    partial = work / f"{place:04d}.partial"
     facts = {
         "attempts": [asdict(one) for one in part.attempts],
         "floats": part.floats is not None,
         "files": part.files is not None,
     }
-    partial.write_text(json.dumps(facts))
-    partial.rename(work / f"{place:04d}-attempts.json")
+    write_json(work / f"{place:04d}-attempts.json", facts, indent=None)
 
 
 def _kept(work: Path, place: int) -> Attacked | None:

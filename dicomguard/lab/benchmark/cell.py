@@ -9,7 +9,6 @@ had kept in its folder is there when it starts again.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Self
 
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.measure import name_of
+from dicomguard.lab.whole import write_json
 
 RESULT = "result.json"
 
@@ -82,13 +82,7 @@ class Cell:
 
     def keep(self, root: Path, result: Result) -> None:
         """Write the result, whole or not at all."""
-        path = self.folder(root) / RESULT
-        partial = path.with_suffix(".partial")
-        with partial.open("w") as file:
-            json.dump(result, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
+        write_json(self.folder(root) / RESULT, result)
 
 
 def in_order(cells: Mapping[str, Cell] | list[Cell] | tuple[Cell, ...]) -> list[Cell]:

@@ -22,8 +22,9 @@ from dicomguard.lab.benchmark.progress import Advance
 from dicomguard.lab.cases import Case, batches, truths
 from dicomguard.lab.detectors.sight import Sight, joined, load, look
 from dicomguard.lab.stored import read
+from dicomguard.lab.whole import write_json
 from dicomguard.pixels.image import Image
-from dicomguard.scoring import noise
+from dicomguard.scoring import head, noise
 from dicomguard.scoring.consistency import Draw
 from dicomguard.scoring.noise import Seeds
 from dicomguard.scoring.scorer import Scorer
@@ -84,9 +85,7 @@ class Files:
     @property
     def margins(self) -> NDArray[np.float64]:
         """How far each answer is from another one, in log-odds."""
-        ordered = np.sort(self.sight.log_odds, -1)
-        found: NDArray[np.float64] = (ordered[..., -1] - ordered[..., -2]).min(1)
-        return found
+        return head.smallest_margins(self.sight.log_odds)
 
     def only(self, which: NDArray[np.bool_]) -> Files:
         """The files that `which` marks."""
@@ -102,9 +101,7 @@ class Files:
         """Two files; the one that says what they are comes last, so that neither is there alone."""
         self.sight.save(folder / f"{name}.npz")
         facts = {"keys": self.keys, "groups": self.groups, "truth": self.truth.tolist()}
-        partial = folder / f"{name}.json.partial"
-        partial.write_text(json.dumps(facts))
-        partial.rename(folder / f"{name}.json")
+        write_json(folder / f"{name}.json", facts, indent=None)
 
 
 def load_files(folder: Path, name: str) -> Files:

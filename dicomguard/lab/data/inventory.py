@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.data.listing import Entry, Picture
 from dicomguard.lab.duplicates import Signatures, signatures
+from dicomguard.lab.whole import replacing
 
 _VERSION = "1"
 _UNREADABLE_SHARE = 0.02
@@ -65,9 +66,8 @@ def take(entries: Sequence[Entry], cache: Path | None, advance: Callable[[float]
         facts = _read(entries, advance)
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            partial = kept.with_suffix(".partial.npz")
-            np.savez(partial, **facts)  # type: ignore[arg-type] # numpy types its keyword arguments as `allow_pickle`
-            partial.rename(kept)
+            with replacing(kept) as partial, partial.open("wb") as made:
+                np.savez(made, **facts)  # type: ignore[arg-type] # numpy types its keyword arguments as `allow_pickle`
     readable = facts["wrong"] == ""
     unreadable = {
         str(entry.example.path): str(wrong)

@@ -6,8 +6,6 @@ AUROC .95 to 1.00); confident attacks it takes for the cleanest files of all.
 
 from __future__ import annotations
 
-import numpy as np
-
 from dicomguard.lab.detectors.sight import Scores, Sight, failed_closed
 from dicomguard.scoring import head
 
@@ -23,13 +21,4 @@ class Confidence:
 
     def scores(self, sight: Sight) -> Scores:
         """See `sight.Detector`."""
-        return failed_closed(-margins(sight))
-
-
-def margins(sight: Sight) -> Scores:
-    """The smallest log-odds margin over the questions: (N,), never negative."""
-    rows = [
-        head.pairwise(odds, tuple(int(c) for c in answer)).min()
-        for odds, answer in zip(sight.log_odds, sight.answers, strict=True)
-    ]
-    return np.array(rows, np.float64)
+        return failed_closed(-head.smallest_margins(sight.log_odds))

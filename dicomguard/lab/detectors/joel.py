@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from dicomguard.attacks.rounded import rounded
 from dicomguard.errors import DicomguardError
@@ -23,12 +22,10 @@ from dicomguard.lab.detectors.joel_networks import PAPER as PAPER_PROFILE
 from dicomguard.lab.detectors.joel_networks import DeepDetector, Profile
 from dicomguard.lab.detectors.judge import flags
 from dicomguard.lab.detectors.roc import auroc_interval
-from dicomguard.lab.detectors.sight import Detector, Scores, Sight, look
+from dicomguard.lab.detectors.sight import Scores, Sight
 from dicomguard.lab.detectors.supervised import Supervised
 from dicomguard.lab.figures import clustered, share
 from dicomguard.pixels.image import Image
-from dicomguard.scoring.noise import Seeds
-from dicomguard.scoring.scorer import Scorer
 
 _TEST = 1 / 3
 _VALIDATION = 1 / 5  # of what is not test
@@ -192,35 +189,3 @@ def with_uniform_noise(images: Sequence[Image], eps: float, *, seed: int = 0, st
         noisy = np.clip(image.pixels + rng.uniform(-eps, eps, image.pixels.shape), 0, 1).astype(np.float32)
         found.append(rounded(image, noisy) if stored else replace(image, pixels=noisy))
     return found
-
-
-def random_noise_control(
-    detector: Detector,
-    scorer: Scorer,
-    images: Sequence[Image],
-    seeds: Sequence[Seeds],
-    *,
-    eps: float,
-    bar: float = 0.0,
-    seed: int = 0,
-    stored: bool = True,
-) -> dict[str, Any]:
-    """Whether a detector takes harmless noise of an attack's strength for an attack: it must stay near the clean rate.
-
-    Shares flagged above `bar` of the clean images and of the same with noise, and the exact McNemar p-value that both
-    are flagged as often. `stored=False` shows what the detector makes of values that no file can hold. JSON-ready.
-    """
-    clean = flags(detector.scores(look(scorer, images, seeds)), bar)
-    noised = with_uniform_noise(images, eps, seed=seed, stored=stored)
-    noisy = flags(detector.scores(look(scorer, noised, seeds)), bar)
-    gained, lost = int((noisy & ~clean).sum()), int((clean & ~noisy).sum())
-    p_value = float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    return {
-        "detector": detector.name,
-        "eps": eps,
-        "stored": stored,
-        "bar": bar,
-        "clean": share(clean),
-        "noise": share(noisy),
-        "p_value": p_value,
-    }

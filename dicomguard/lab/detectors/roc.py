@@ -8,31 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dicomguard.enrol.ranks import auroc
+
 Scores = NDArray[np.float64]
 
 _BOOTSTRAPS = 2000
 _TOGETHER = 200  # resamples whose weights are held at once
-
-
-def curve(clean: ArrayLike, attacked: ArrayLike) -> tuple[Scores, Scores]:
-    """False-alarm and detection rates over all thresholds, from (0, 0) to (1, 1): a file is flagged at or above one."""
-    negatives, positives = _checked(clean), _checked(attacked)
-    bars = np.unique(np.concatenate([negatives, positives]))[::-1]
-    found = [
-        np.concatenate([[0.0], 1 - np.searchsorted(np.sort(side), bars, side="left") / max(len(side), 1)])
-        for side in (negatives, positives)
-    ]
-    return found[0], found[1]
-
-
-def auroc(clean: ArrayLike, attacked: ArrayLike) -> float | None:
-    """P(an attacked file scores more than a clean one), ties counting half; None where either side is empty."""
-    negatives, positives = np.sort(_checked(clean)), _checked(attacked)
-    if not len(negatives) or not len(positives):
-        return None
-    below = np.searchsorted(negatives, positives, side="left")
-    ties = np.searchsorted(negatives, positives, side="right") - below
-    return float((below + ties / 2).mean() / len(negatives))
 
 
 def auroc_interval(
@@ -47,55 +28,31 @@ def auroc_interval(
     counts = {"clean": len(negatives), "attacked": len(positives)}
     if area is None:
         return {"area": None, "interval": None, **counts}
-    drawn = _resampled([(negatives, positives)], clean_keys, attacked_keys, seed)[0]
+    drawn = _resampled(negatives, positives, clean_keys, attacked_keys, seed)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return {"area": area, "interval": [float(low), float(high)], **counts}
 
 
-def auroc_difference(
-    first: tuple[ArrayLike, ArrayLike],
-    second: tuple[ArrayLike, ArrayLike],
-    clean_keys: Sequence[str],
-    attacked_keys: Sequence[str],
-    *,
-    seed: int = 2026,
-) -> dict[str, Any]:
-    """How much larger the area of one detector's (clean, attacked) scores is than another's on the same files.
-
-    Both see the same resamples. Raises ValueError where either side is empty.
-    """
-    pairs = [(_checked(clean), _checked(attacked)) for clean, attacked in (first, second)]
-    areas = [auroc(*pair) for pair in pairs]
-    if areas[0] is None or areas[1] is None:
-        raise ValueError("areas are compared on at least one clean and one attacked file")
-    drawn = _resampled(pairs, clean_keys, attacked_keys, seed)
-    low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
-    return {"difference": areas[0] - areas[1], "interval": [float(low), float(high)]}
-
-
 def _resampled(
-    pairs: Sequence[tuple[Scores, Scores]], clean_keys: Sequence[str], attacked_keys: Sequence[str], seed: int
-) -> list[Scores]:
-    """The areas of each pair over the same draws of pictures; draws that leave a side empty are drawn anew."""
+    negatives: Scores, positives: Scores, clean_keys: Sequence[str], attacked_keys: Sequence[str], seed: int
+) -> Scores:
+    """The areas over draws of pictures; draws that leave a side empty are drawn anew."""
     keys = {key: place for place, key in enumerate(dict.fromkeys([*clean_keys, *attacked_keys]))}
     own, others = (np.array([keys[key] for key in side]) for side in (clean_keys, attacked_keys))
-    if any((len(negatives), len(positives)) != (len(own), len(others)) for negatives, positives in pairs):
+    if (len(negatives), len(positives)) != (len(own), len(others)):
         raise ValueError("as many keys as scores are needed")
-    wins = [
-        (positives > negatives[:, None]) + 0.5 * (positives == negatives[:, None]) for negatives, positives in pairs
-    ]
+    wins = (positives > negatives[:, None]) + 0.5 * (positives == negatives[:, None])
     rng = np.random.default_rng(seed)
-    found: list[list[Scores]] = [[] for _ in pairs]
+    areas: list[Scores] = []
     have = 0
     while have < _BOOTSTRAPS:
         drawn = rng.multinomial(len(keys), np.full(len(keys), 1 / len(keys)), size=_TOGETHER).astype(np.float64)
         weights, against = drawn[:, own], drawn[:, others]
         total = weights.sum(1) * against.sum(1)
         kept = total > 0
-        for areas, matrix in zip(found, wins, strict=True):
-            areas.append((((weights @ matrix) * against).sum(1)[kept]) / total[kept])
+        areas.append((((weights @ wins) * against).sum(1)[kept]) / total[kept])
         have += int(kept.sum())
-    return [np.concatenate(areas)[:_BOOTSTRAPS] for areas in found]
+    return np.concatenate(areas)[:_BOOTSTRAPS]
 
 
 def _checked(scores: ArrayLike) -> Scores:

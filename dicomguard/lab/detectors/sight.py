@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from dicomguard.errors import DicomguardError
+from dicomguard.lab.whole import replacing
 from dicomguard.pixels.image import Image
 from dicomguard.scoring.calibration import Evidence
 from dicomguard.scoring.consistency import Draw, Observation
@@ -90,7 +90,6 @@ class Sight:
             DicomguardError: the folder is absent, or its disk full.
 
         """
-        partial = path.with_name(path.name + ".partial")
         arrays: dict[str, NDArray[np.generic]] = {
             "format": np.array(_FORMAT),
             "pixels": self.pixels.numpy(),
@@ -107,13 +106,9 @@ class Sight:
         if shares:
             arrays["guard_share"] = np.array(shares)
         try:
-            with partial.open("wb") as file:
+            with replacing(path) as partial, partial.open("wb") as file:
                 np.savez(file, allow_pickle=False, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.rename(path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise DicomguardError(
                 f"{path} cannot be written: {error}.", advice="Make room, or choose another folder for results."
             ) from error
@@ -169,9 +164,17 @@ def joined(sights: Sequence[Sight]) -> Sight:
 
 
 def look(
-    scorer: Scorer, images: Sequence[Image], seeds: Sequence[Seeds], *, batch: int = _BATCH, tick: Tick | None = None
+    scorer: Scorer,
+    images: Sequence[Image],
+    seeds: Sequence[Seeds],
+    draws: Sequence[Draw] | None = None,
+    *,
+    batch: int = _BATCH,
+    tick: Tick | None = None,
 ) -> Sight:
-    """Look at images with the whole ladder of the bundle's noise, each with its own seeds; `tick` counts them.
+    """Look at images with `draws` of noise, else the whole ladder of the bundle's, each with its own seeds.
+
+    `tick` counts images. Without any draws, `()`, what is seen is pixels, answers, features and the guard's share.
 
     Neighbours change nothing (but the last bits of a float). An image with adversarial floats in its `pixels` is seen
     as such; what comes from a file is rounded already.
@@ -185,11 +188,12 @@ def look(
         raise ValueError(f"{len(images)} images need as many seeds, not {len(seeds)}")
     if not images:
         raise DicomguardError("there are no images to look at.", advice="Check the data set and its split.")
+    drawn = scorer.noise.ladder() if draws is None else draws
     parts = []
     for start in range(0, len(images), batch):
         prepared = scorer.prepare(images[start : start + batch])
         answered = scorer.answer(prepared.pixels)
-        evidence, _ = scorer.look(prepared, seeds[start : start + batch], scorer.noise.ladder())
+        evidence, _ = scorer.look(prepared, seeds[start : start + batch], drawn, answered=answered)
         # What comes out of inference mode takes no gradients; detectors may be attacked.
         pixels = prepared.pixels.cpu().clone()
         parts.append(Sight(pixels, answered.log_odds, answered.features, tuple(evidence)))

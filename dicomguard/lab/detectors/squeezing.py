@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.detectors.sight import Scores, Sight, failed_closed
+from dicomguard.scoring import head
 
 Squeezer = Callable[[Tensor], Tensor]
 """(N, planes, H, W) in [0, 1] to the same shape."""
@@ -105,15 +106,10 @@ class FeatureSqueezing:
         """See `sight.Detector`."""
         if not len(sight):
             return np.empty(0)
-        before = _probabilities(sight.log_odds)
+        before = head.probabilities(sight.log_odds)
         found = [self._moved(sight.pixels, SQUEEZERS[name], before) for name in self._squeezers]
         return np.asarray(np.max([failed_closed(values) for values in found], 0))
 
     def _moved(self, pixels: Tensor, squeezer: Squeezer, before: Scores) -> Scores:
         after = np.concatenate([self._log_odds(squeezer(part)) for part in torch.split(pixels, self._chunk)])
-        return np.asarray(np.abs(before - _probabilities(after)).sum(-1).max(-1))
-
-
-def _probabilities(log_odds: Scores) -> Scores:
-    shares = np.exp(log_odds - log_odds.max(-1, keepdims=True))
-    return np.asarray(shares / shares.sum(-1, keepdims=True))
+        return np.asarray(np.abs(before - head.probabilities(after)).sum(-1).max(-1))

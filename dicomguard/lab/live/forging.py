@@ -29,6 +29,7 @@ from dicomguard.attacks.native import native_margins
 from dicomguard.attacks.rounded import rounded
 from dicomguard.attacks.suite import Attack
 from dicomguard.errors import DicomguardError
+from dicomguard.lab import whole
 from dicomguard.lab.live import manifest
 from dicomguard.lab.live.attacks import SOURCES, folder_of, settings_of
 from dicomguard.lab.live.identity import Identity, mark_as_copy, refer_to_source
@@ -123,7 +124,7 @@ class Forge:
         try:
             return Journal(self._out / _JOURNAL, self._name)
         except OSError as error:
-            raise manifest.not_written(self._out, error) from error
+            raise whole.not_written(self._out, error) from error
 
     def make(self, sources: Sources) -> Forged:
         """Forge all that is not there yet, then replace the manifest. Raises DicomguardError when nothing came of it.
@@ -131,7 +132,7 @@ class Forge:
         What cannot be forged (no way back from pixels to stored values, an element that cannot be written) is refused
         file by file.
         """
-        manifest.write_text(self._out / _SET, json.dumps(self._facts, indent=1) + "\n")
+        whole.write_json(self._out / _SET, self._facts)
         chosen = sources.first(self._wishes.limit)
         studies = {uid: [source.header for source in study] for uid, study in sources.studies.items()}
         # Clean ones first, then attack by attack and study by study: replay sends in this order.
@@ -193,7 +194,7 @@ class Forge:
             try:
                 self._journal.put(_key(kind, making.source), {"row": row.to_json()})
             except OSError as error:
-                raise manifest.not_written(self._out / _JOURNAL, error) from error
+                raise whole.not_written(self._out / _JOURNAL, error) from error
             self._rows[_key_of(row)] = row
 
     # Making ----------------------------------------------------------------------------------------------------------
@@ -276,7 +277,7 @@ class Forge:
                 partial.replace(path)
                 return replace(row, path=path.relative_to(self._out).as_posix())
         except OSError as error:
-            raise manifest.not_written(path, error) from error
+            raise whole.not_written(path, error) from error
         else:
             return row
         finally:

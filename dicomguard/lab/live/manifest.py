@@ -7,13 +7,13 @@ copy of it (`status`, `is_stored`, `error`) is read as well.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from dicomguard.errors import DicomguardError
+from dicomguard.lab import whole
 
 NAME: Final = "manifest.jsonl"
 Truth = Literal["clean", "attacked"]
@@ -120,29 +120,7 @@ def read(path: Path) -> list[Row]:
 
 def write(path: Path, rows: Iterable[Row]) -> None:
     """Replace the manifest in one step, after its last byte is on the disk. Raises DicomguardError."""
-    write_text(path, "".join(json.dumps(row.to_json(), separators=(",", ":")) + "\n" for row in rows))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Any result, written whole or not at all. Raises DicomguardError."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise not_written(path, error) from error
-
-
-def not_written(path: Path, error: OSError) -> DicomguardError:
-    """What a person reads when a disk is full or a folder is not theirs."""
-    return DicomguardError(
-        f"{path} cannot be written: {error.strerror}.",
-        advice="What was finished is kept: make room and give the same command again.",
-    )
+    whole.write_text(path, "".join(json.dumps(row.to_json(), separators=(",", ":")) + "\n" for row in rows))
 
 
 def _first_repeated(uids: Sequence[str]) -> str | None:

@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dicomguard.lab.live.accounts import Account
-from dicomguard.lab.live.manifest import not_written
 from dicomguard.lab.live.rates import latencies_s
+from dicomguard.lab.whole import not_written, replacing
 
 _CLEAN: Final = "clean"
 _FLOOR, _CEILING = 1e-2, 1e4  # a score of zero and one that is infinite have a place on a logarithmic axis too
@@ -32,11 +32,9 @@ def draw(found: dict[str, Any], accounts: Sequence[Account], path: Path, *, quie
     _roc(left, found, colours)
     _scores(middle, found, accounts, colours)
     _latency(right, accounts, quiet_s)
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             FigureCanvasAgg(figure).print_png(file)
-        partial.replace(path)
     except OSError as error:
         raise not_written(path, error) from error
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
+from dicomguard.enrol.ranks import auroc
 from dicomguard.enrol.statement import clopper_pearson
 from dicomguard.lab.figures import share
 from dicomguard.lab.live.accounts import Account, Status, latency_s
@@ -82,13 +82,6 @@ def roc_points(positives: Floats, negatives: Floats) -> tuple[Floats, Floats]:
     return false, true
 
 
-def auc(positives: Floats, negatives: Floats) -> float:
-    """The share of pairs in which the attacked one is the more suspicious; ties count half (Mann-Whitney)."""
-    ranks = stats.rankdata(np.concatenate([positives, negatives]))[: len(positives)]
-    found: float = (ranks.sum() - len(positives) * (len(positives) + 1) / 2) / (len(positives) * len(negatives))
-    return found
-
-
 def _roc(working: Sequence[Account], clean: Sequence[Account]) -> dict[str, Any] | None:
     """Area with a bootstrap interval over studies, whose images are no independent draws.
 
@@ -99,7 +92,8 @@ def _roc(working: Sequence[Account], clean: Sequence[Account]) -> dict[str, Any]
     if not all(sides):
         return None
     positives, negatives = (np.concatenate(side) for side in sides)
-    area = auc(positives, negatives)
+    area = auroc(negatives, positives)
+    assert area is not None  # a study is there for an image that was scored
     pairs = min(map(len, sides))
     low, high = clopper_pearson(round(area * pairs), pairs) if area in (0.0, 1.0) else _bootstrapped(*sides)
     false, true = roc_points(positives, negatives)
@@ -117,12 +111,12 @@ def _bootstrapped(positives: Sequence[Floats], negatives: Sequence[Floats]) -> t
     random = np.random.default_rng(0)
     drawn = []
     for _ in range(_DRAWS):
-        again = [
+        attacked, clean = (
             np.concatenate([side[n] for n in random.integers(0, len(side), len(side))])
             for side in (positives, negatives)
-        ]
-        drawn.append(auc(*again))
-    low, high = np.quantile(drawn, [0.025, 0.975])
+        )
+        drawn.append(auroc(clean, attacked))
+    low, high = np.quantile(np.array(drawn, np.float64), [0.025, 0.975])
     return float(low), float(high)
 
 

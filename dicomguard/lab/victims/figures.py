@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
+from dicomguard.enrol.ranks import auroc
 from dicomguard.lab.cases import Case, batches, truths
 from dicomguard.lab.figures import share
+from dicomguard.scoring import head
 from dicomguard.scoring.scorer import Scorer
 
 _CHUNK = 16
@@ -37,15 +38,8 @@ def figures(
         "files": len(cases),
         "accuracy": share(answers == truth),
         "recall": {label: share(answers[truth == place] == place) for place, label in enumerate(scorer.labels)},
-        "auc": auc(probabilities(log_odds), truth, seed=seed),
+        "auc": auc(head.probabilities(log_odds), truth, seed=seed),
     }
-
-
-def probabilities(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Softmax over the last axis."""
-    shares = np.exp(log_odds - log_odds.max(-1, keepdims=True))
-    found: NDArray[np.float64] = shares / shares.sum(-1, keepdims=True)
-    return found
 
 
 def auc(shares: NDArray[np.float64], truth: NDArray[np.int64], *, seed: int, draws: int = _DRAWS) -> dict[str, Any]:
@@ -67,14 +61,10 @@ def auc(shares: NDArray[np.float64], truth: NDArray[np.int64], *, seed: int, dra
 
 
 def _auc(shares: NDArray[np.float64], truth: NDArray[np.int64]) -> float | None:
-    """Mann-Whitney, ties by half; the mean over labels where there are more than two."""
+    """Of the second of two labels; the mean over labels where there are more. None where one has no area."""
     classes = shares.shape[1]
-    areas = []
-    for label in [1] if classes == 2 else range(classes):
-        hits = truth == label
-        count, others = int(hits.sum()), int((~hits).sum())
-        if not count or not others:
-            return None
-        ranks = stats.rankdata(shares[:, label])
-        areas.append((ranks[hits].sum() - count * (count + 1) / 2) / (count * others))
-    return float(np.mean(areas))
+    areas = [
+        auroc(shares[truth != label, label], shares[truth == label, label])
+        for label in ([1] if classes == 2 else range(classes))
+    ]
+    return None if None in areas else float(np.mean(np.array(areas, np.float64)))

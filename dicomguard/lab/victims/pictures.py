@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dicomguard.lab.cases import Case
+from dicomguard.lab.whole import replacing
 from dicomguard.scoring.bundle import Inference
 
 _TOP = 65535
@@ -30,18 +31,17 @@ def tensors(
     path = folder / f"{name}-{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:16]}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npy")
         preprocess = inference.preprocess()
         shape = (len(cases), inference.input.planes, *inference.input.size)
-        rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint16, shape=shape)
-        for place, case in enumerate(cases):
-            with torch.inference_mode():
-                planes = preprocess(torch.from_numpy(case.image(bits).pixels))
-            rows[place] = np.rint(planes.numpy() * _TOP).astype(np.uint16)
-            advance(f"pictures, {name}", 1 / len(cases))
-        rows.flush()
-        del rows
-        partial.rename(path)
+        with replacing(path) as partial:
+            rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint16, shape=shape)
+            for place, case in enumerate(cases):
+                with torch.inference_mode():
+                    planes = preprocess(torch.from_numpy(case.image(bits).pixels))
+                rows[place] = np.rint(planes.numpy() * _TOP).astype(np.uint16)
+                advance(f"pictures, {name}", 1 / len(cases))
+            rows.flush()
+            del rows
     found: NDArray[np.uint16] = np.load(path, mmap_mode="r")
     return found
 

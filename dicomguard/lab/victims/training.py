@@ -38,9 +38,11 @@ from dicomguard.lab.victims.grid import Origin, Plan, Stage, Victim
 from dicomguard.lab.victims.pictures import Advance, tensors
 from dicomguard.lab.victims.staged import Material
 from dicomguard.lab.victims.weights import Begun, begin
+from dicomguard.lab.whole import replacing
 from dicomguard.scoring import bundle, memory
 from dicomguard.scoring.bundle import Bundle, Constructor, Inference, Input, Noise
 from dicomguard.scoring.classifier import Classifier
+from dicomguard.scoring.device import usable
 from dicomguard.scoring.networks import EfficientNetLite0
 from dicomguard.scoring.scorer import Scorer
 
@@ -80,7 +82,7 @@ def train(
 
     """
     options = options or Options()
-    device = _device(options.device)
+    device = usable(options.device)
     name = name_of(victim, collection, options)
     cases = {split: collection.cases(split) for split in (Split.TRAIN, Split.VALIDATION, Split.TEST)}
     begun = begin(victim, len(collection.labels), seed=options.seed, file=options.weights, download=options.download)
@@ -286,9 +288,8 @@ class _Run:
 
     def _save(self, state: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.path)
+        with replacing(self.path) as partial:
+            torch.save(state, partial)
 
 
 def _shortened(plan: Plan, epochs: int | None) -> Plan:
@@ -356,16 +357,6 @@ def _put(partial: Path, out: Path) -> None:
         out.rename(old)
     partial.rename(out)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DicomguardError(f"{name} is no device.", advice="Say cpu or cuda.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DicomguardError("no GPU can be used here.", advice="Leave --device out, or install a driver that fits.")
-    return device
 
 
 def _digest(state: dict[str, Any]) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dicomguard.lab.benchmark.kinds.files import BUNDLE
 
 from dicomguard.lab.benchmark.attacking import load_attacked
 from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.files import load_files
 from dicomguard.lab.benchmark.kinds import KINDS
 from dicomguard.lab.benchmark.kinds.adaptive import KNOWING
-from dicomguard.lab.benchmark.kinds.files import BUNDLE
 from dicomguard.lab.benchmark.runner import compute
 from tests.lab.data.toys import class_folders
 from tests.scoring.small import write_small

@@ -11,18 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dicomguard.enrol.ranks import auroc
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.detectors import backbones, joel, joel_features
 from dicomguard.lab.detectors.joel import CLOSED, PAPER, Pairs, split, trial, with_uniform_noise
 from dicomguard.lab.detectors.joel_features import DeepFeatures, FeatureDetector, Kind
 from dicomguard.lab.detectors.joel_networks import PAPER as PAPER_PROFILE
 from dicomguard.lab.detectors.joel_networks import SMALL, DeepDetector, Profile
-from dicomguard.lab.detectors.roc import auroc
-from dicomguard.lab.detectors.sight import Sight, joined, look
+from dicomguard.lab.detectors.sight import Sight, joined
 from dicomguard.lab.detectors.supervised import Supervised
-from dicomguard.scoring.scorer import Scorer
 from tests.lab.detectors.made import sight
-from tests.scoring.small import gray_image, small_seeds, write_small
+from tests.scoring.small import gray_image
 
 SIDE = 16
 TINY = replace(SMALL, epochs=5, batch=16, side=SIDE)
@@ -298,11 +297,6 @@ def test_the_paper_chooses_its_epoch_on_the_test() -> None:
         Pairs(some.clean, some.floats, some.stored, some.keys[:3], some.groups)
 
 
-@pytest.fixture(scope="module")
-def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
-    return Scorer.load(write_small(tmp_path_factory.mktemp("victim"), size=48, repeats=1, levels=(0.02,)))
-
-
 def test_uniform_noise_stays_within_eps_and_is_each_images_own() -> None:
     images = [gray_image(n) for n in range(3)]
     noisy = with_uniform_noise(images, 0.004, seed=1)
@@ -315,51 +309,6 @@ def test_uniform_noise_stays_within_eps_and_is_each_images_own() -> None:
     assert not np.allclose(floats[0].pixels * 4095, np.rint(floats[0].pixels * 4095), atol=1e-2)
     assert np.array_equal(with_uniform_noise(images[:1], 0.004, seed=1)[0].pixels, noisy[0].pixels)
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(images, with_uniform_noise(images, 0), strict=True))
-
-
-def test_a_detector_of_any_noise_is_found_out(scorer: Scorer) -> None:
-    images, seeds = [gray_image(n) for n in range(24)], small_seeds(24)
-
-    class Grain:
-        """Takes the roughness of a picture for an attack."""
-
-        name = "grain"
-
-        def fit(self, calibration, attacked=None, *, seed=0) -> None: ...
-
-        def scores(self, sight: Sight) -> NDArray[np.float64]:
-            steps = (sight.pixels[..., 1:] - sight.pixels[..., :-1]).abs().flatten(1).median(1).values
-            return steps.double().numpy()
-
-    bar = float(np.median(Grain().scores(look(scorer, images, seeds))))
-    control = joel.random_noise_control(Grain(), scorer, images, seeds, eps=0.1, bar=bar)
-    assert 8 <= control["clean"]["hits"] <= 12
-    assert control["noise"]["rate"] > 0.9
-    assert control["p_value"] < 0.01
-    same = joel.random_noise_control(Grain(), scorer, images, seeds, eps=0.0, bar=bar)
-    assert same["noise"] == same["clean"]
-    assert same["p_value"] == 1
-    assert json.loads(json.dumps(control))["eps"] == 0.1
-
-
-def test_a_detector_of_values_that_no_file_holds_is_found_out_by_floats_alone(scorer: Scorer) -> None:
-    images, seeds = [gray_image(n, 48, 48) for n in range(20)], small_seeds(20)
-
-    class Fractions:
-        """Finds gray values between stored ones: the leak of floats beside files, in its purest form."""
-
-        name = "fractions"
-
-        def fit(self, calibration, attacked=None, *, seed=0) -> None: ...
-
-        def scores(self, sight: Sight) -> NDArray[np.float64]:
-            stored = sight.pixels.double() * 4095
-            return (stored - stored.round()).abs().flatten(1).amax(1).numpy() - 0.01
-
-    floats = joel.random_noise_control(Fractions(), scorer, images, seeds, eps=0.004, stored=False)
-    assert (floats["clean"]["rate"], floats["noise"]["rate"]) == (0, 1)
-    files = joel.random_noise_control(Fractions(), scorer, images, seeds, eps=0.004)
-    assert (files["clean"]["rate"], files["noise"]["rate"]) == (0, 0)
 
 
 def test_profiles_are_frozen_values() -> None:

@@ -44,6 +44,16 @@ def test_a_look_is_what_the_scorer_says_and_neighbours_change_nothing(scorer: Sc
     assert not seen.pixels.is_inference()
 
 
+def test_a_look_without_noise_asks_each_image_once(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    answer = scorer.answer
+    monkeypatch.setattr(scorer, "answer", lambda pixels: (asked.append(len(pixels)), answer(pixels))[1])
+    seen = look(scorer, [gray_image(n) for n in range(5)], small_seeds(5), (), batch=3)
+    assert (asked, seen.draws) == ([3, 2], ())
+    assert [one.seen.noisy.shape for one in seen.evidence] == [(0, 1, 2)] * 5
+    assert all(np.array_equal(one.seen.clean, odds) for one, odds in zip(seen.evidence, seen.log_odds, strict=True))
+
+
 def test_looking_needs_images_and_a_seed_for_each(scorer: Scorer) -> None:
     with pytest.raises(DicomguardError, match="no images"):
         look(scorer, [], [])

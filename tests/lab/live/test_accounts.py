@@ -12,7 +12,7 @@ from dicomguard.lab.live.accounts import Status, account
 from dicomguard.lab.live.manifest import Row
 from dicomguard.lab.live.page import page
 from dicomguard.lab.live.picture import draw
-from dicomguard.lab.live.rates import auc, roc_points, summary
+from dicomguard.lab.live.rates import roc_points, summary
 from dicomguard.ledger import Ledger
 from dicomguard.study import Uid
 
@@ -226,9 +226,8 @@ _scores = st.lists(st.integers(0, 5).map(float) | st.just(math.inf), min_size=1,
 
 
 @given(_scores, _scores)
-def test_the_area_is_the_share_of_pairs_and_that_under_the_curve(positives, negatives):
+def test_the_area_under_the_curve_is_the_share_of_pairs(positives, negatives):
     pairs = [(p > n) + 0.5 * (p == n) for p in positives for n in negatives]
-    assert auc(positives, negatives) == pytest.approx(np.mean(pairs))
     false, true = roc_points(positives, negatives)
     assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
     assert np.trapezoid(true, false) == pytest.approx(np.mean(pairs))

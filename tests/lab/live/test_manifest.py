@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from dicomguard.errors import DicomguardError
+from dicomguard.lab import whole
 from dicomguard.lab.live import manifest
 from dicomguard.lab.live.manifest import Row
 
@@ -63,7 +64,7 @@ def test_a_full_disk_leaves_the_old_manifest(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(manifest.os, "fsync", full)
+    monkeypatch.setattr(whole.os, "fsync", full)
     with pytest.raises(DicomguardError, match=r"No space left on device.*make room"):
         manifest.write(path, [replace(ROW, path="other.dcm")])
     assert [json.loads(line)["path"] for line in path.read_text().splitlines()] == ["a.dcm"]

@@ -15,8 +15,10 @@ from dicomguard.lab.benchmark.kinds.opening import collection_of, scorer_of
 from dicomguard.lab.benchmark.runner import Place
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.detectors.joel import with_uniform_noise
+from dicomguard.lab.detectors.noise_check import Kind, Reading, drops
 from dicomguard.lab.figures import share
 from dicomguard.lab.report import noise_figures
+from dicomguard.scoring import head
 from dicomguard.scoring.scorer import Scorer
 
 STRENGTHS: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
@@ -96,33 +98,19 @@ def _pixels(files: Files, row: int) -> NDArray[np.float32]:
     return files.sight.pixels[row].numpy()
 
 
-def _probabilities(odds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of the second class of the first question, (..., questions, classes) to (...)."""
-    shifted = odds[..., 0, :] - odds[..., 0, :].max(-1, keepdims=True)
-    weights = np.exp(shifted)
-    found: NDArray[np.float64] = weights[..., 1] / weights.sum(-1)
-    return found
-
-
 def _outputs(clean: Files, attacked: Files) -> dict[str, NDArray[np.float64]]:
     """For each kind of file the sigmoid output, and the median of it under the middle level of noise."""
     found = {}
     for name, files in (("clean", clean), ("attacked", attacked)):
-        found[name] = _probabilities(files.sight.log_odds)
-        by_level = _by_level(files)
-        found[f"{name}, noisy"] = by_level[:, by_level.shape[1] // 2]
+        apart = _differences(files)
+        found[name] = head.probabilities(files.sight.log_odds)[:, 0, 1]
+        found[f"{name}, noisy"] = found[name] - apart[:, apart.shape[1] // 2]
     return {name: found[name] for name in ("clean", "clean, noisy", "attacked", "attacked, noisy")}
 
 
-def _by_level(files: Files) -> NDArray[np.float64]:
-    """Median sigmoid output under each level of noise: (N, levels)."""
-    of_level = np.array([level for level, _ in files.sight.draws])
-    noisy = np.stack([_probabilities(one.seen.noisy) for one in files.sight.evidence])
-    return np.stack([np.median(noisy[:, of_level == level], 1) for level in sorted(set(of_level.tolist()))], 1)
-
-
 def _differences(files: Files) -> NDArray[np.float64]:
-    return _probabilities(files.sight.log_odds)[:, None] - _by_level(files)
+    """The paper's raw differences p(x) - p(x + n), medians by level of noise: (N, levels)."""
+    return np.stack([drops(one.seen, Reading(kind=Kind.RAW))[0] for one in files.sight.evidence])
 
 
 def _columns(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.profile import Profile
 from dicomguard.lab.benchmark.suites import adaptive, certified, joel2023, natural, noise_consistency
 from dicomguard.lab.benchmark.suites.planning import Plan, Where, place_of
+from dicomguard.lab.whole import write_json
 
 FIGURES = "figures"
 """The folder beside the tables for charts of cells."""
@@ -56,24 +56,17 @@ def write(made: Plan, work: Path, results: Path, *, command: str) -> Path:
         if result is None:
             raise DicomguardError(f"{cell.title} is not computed.", advice="Run the benchmark to its end first.")
         found[name] = result
-    results.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(
-        {
-            "suite": made.name,
-            "profile": made.profile.name,
-            "reductions": made.profile.reductions,
-            "command": command,
-            "versions": _versions(found.values()),
-            "cells": {name: cell.key for name, cell in made.cells.items()},
-            "charts": _charts(made, found, work, results),
-            **made.assemble(found),
-        },
-        indent=1,
-    )
     path = results / f"lab-{made.name}-{made.profile.name}.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(text + "\n")
-    partial.rename(path)
+    facts = {
+        "suite": made.name,
+        "profile": made.profile.name,
+        "reductions": made.profile.reductions,
+        "command": command,
+        "versions": _versions(found.values()),
+        "cells": {name: cell.key for name, cell in made.cells.items()},
+        "charts": _charts(made, found, work, results),
+    }
+    write_json(path, {**facts, **made.assemble(found)})
     return path
 
 
@@ -84,7 +77,7 @@ def _charts(made: Plan, found: Mapping[str, Result], work: Path, results: Path) 
         for chart in result.get("charts", ()):
             _, place, _ = place_of(name)
             file = f"lab-{made.name}-{made.profile.name}-{place.called('of').replace('/', '-')}--{chart}"
-            (results / FIGURES).mkdir(exist_ok=True)
+            (results / FIGURES).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(made.cells[name].folder(work) / chart, results / FIGURES / file)
             charts.setdefault(place.called(""), []).append(f"{FIGURES}/{file}")
     return charts

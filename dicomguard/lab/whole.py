@@ -1,0 +1,52 @@
+"""Files that are written whole or not at all: beside their place first, then put there in one step."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dicomguard.errors import DicomguardError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write what shall stand at `path`: it is put there once its last byte is on the disk.
+
+    Where writing it raises, `path` is as it was, and nothing lies beside it. The folder must be there.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Any text, in UTF-8; its folder is made. Raises DicomguardError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise not_written(path, error) from error
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
+    """Any result that JSON knows, and a line feed; its folder is made. Raises DicomguardError."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def not_written(path: Path, error: OSError) -> DicomguardError:
+    """What a person reads when a disk is full or a folder is not theirs."""
+    return DicomguardError(
+        f"{path} cannot be written: {error.strerror}.",
+        advice="What was finished is kept: make room and give the same command again.",
+    )
