@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dicomguard.enrol.statement import clopper_pearson
-from dicomguard.lab.figures import beta_binomial_band, share, worded
+from dicomguard.lab.figures import beta_binomial_band, clustered, share, worded
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,23 @@ def test_the_band_is_the_law_of_split_conformal_counts() -> None:
 def test_shares_are_worded_with_their_denominator() -> None:
     assert worded(share([True] * 39 + [False])).startswith("0.975 (39/40, 95 % interval 0.868")
     assert worded(share([])) == "none to count"
+
+
+def test_what_goes_together_is_not_counted_twice() -> None:
+    rng = np.random.default_rng(1)
+    once = rng.random(60) < 0.8
+    names = [f"{i}" for i in range(60)]
+    alone = clustered(once, names)
+    twice = clustered(np.concatenate([once, once]), 2 * names)
+    assert twice["interval"] == pytest.approx(alone["interval"], abs=0.02), "the same again tells nothing new"
+    exact = share(once)["interval"]
+    assert alone["interval"] == pytest.approx(exact, abs=0.05)
+    assert (twice["count"], twice["clusters"]) == (120, 60)
+    assert share(np.concatenate([once, once]))["interval"][0] > twice["interval"][0]
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_where_all_agree_there_is_doubt_left(value: bool) -> None:
+    found = clustered([value] * 40, [f"{i % 20}" for i in range(40)])
+    assert found["interval"] == pytest.approx(list(clopper_pearson(20 * value, 20)))
+    assert clustered([], [])["rate"] is None

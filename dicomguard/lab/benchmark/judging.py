@@ -95,7 +95,7 @@ def makers(scorer: Scorer, *, has_guard: bool) -> list[Maker]:
         lambda _: Mahalanobis(victim_layers(scorer)),
         lambda _: NearestNeighbours(),
         lambda _: UnimodalGaussian(),
-        lambda _: FeatureSqueezing(scorer.log_odds),
+        lambda _: FeatureSqueezing(lambda pixels: scorer.answer(pixels).log_odds),
         lambda _: Confidence(),
     ]
     if has_guard:

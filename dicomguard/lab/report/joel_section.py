@@ -60,7 +60,8 @@ def section(found: Result, figures: Path) -> Iterator[str]:
 
 def _taught_as_published(found: Result, one: Result) -> bool:
     teacher = one["taught_on"]
-    return teacher["attack"] == "BIM" and teacher["eps"] == found["taught_on"].get(one["data_set"], 0.008)
+    eps: float = found["taught_on"].get(one["data_set"], 0.008)
+    return bool(teacher["attack"] == "BIM" and teacher["eps"] == eps)
 
 
 def _victims(grid: Sequence[Result]) -> str:

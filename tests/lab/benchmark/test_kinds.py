@@ -6,16 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from dicomguard.lab.benchmark.kinds.files import BUNDLE
 
 from dicomguard.lab.benchmark.attacking import load_attacked
 from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.files import load_files
 from dicomguard.lab.benchmark.kinds import KINDS
 from dicomguard.lab.benchmark.kinds.adaptive import KNOWING
+from dicomguard.lab.benchmark.kinds.opening import BUNDLE
 from dicomguard.lab.benchmark.runner import compute
 from tests.lab.data.toys import class_folders
 from tests.scoring.small import write_small
@@ -34,7 +33,7 @@ class World:
         self.victim = Cell.of("victim", "1", "train toy on blobs", data_set="blobs", side=None)
         write_small(self.victim.folder(self.root) / BUNDLE, size=32, levels=(0.01, 0.03, 0.05), repeats=2)
         self.victim.keep(self.root, {"title": self.victim.title, "settings": self.victim.given, "training": {}})
-        self.clean = Cell.of("clean", "1", "clean", {"victim": self.victim}, calibration=None, test=None)
+        self.clean = Cell.of("clean", "1", "clean", {"victim": self.victim}, train=80, calibration=None, test=None)
 
     def attack(self, name: str, *, split: str = "test", wanted: int = 4) -> Cell:
         return Cell.of("attack", "1", name, {"victim": self.victim}, attack=name, split=split, wanted=wanted, cases=24)
@@ -68,6 +67,9 @@ def test_clean_files_of_two_splits_are_looked_at(world: World) -> None:
     assert found["test"]["accuracy"]["hits"] == int(test.right.sum())
     assert len(test.sight.draws) == 6
     assert (test.margins >= 0).all()
+    training = load_files(world.clean.folder(world.root), "train")
+    assert len(training) == 80
+    assert training.sight.draws == (), "features are learnt without noise"
 
 
 def test_only_right_answers_are_attacked_and_success_is_counted_on_files(world: World) -> None:
@@ -147,11 +149,11 @@ def test_figures_are_drawn_of_what_succeeded(world: World) -> None:
     needs = dict(judged(world).needs)
     found = world.run(Cell.of("pictures", "1", "pictures", needs, attacks=ATTACKS))
     cell = Cell.of("pictures", "1", "pictures", needs, attacks=ATTACKS)
-    assert "bubbles.png" in found["files"]
-    for name in found["files"]:
+    assert found["charts"] == ["sigmoid-outputs.png", "bubbles.png"], "what shows no picture may be published"
+    for name in (*found["charts"], *found["pictures"]):
         assert (cell.folder(world.root) / name).stat().st_size > 5000
     nothing = Cell.of("pictures", "1", "nothing", needs | {"attack: none": _nothing(world)}, attacks=["none"])
-    assert world.run(nothing)["files"] == [], "a missing figure keeps no table back"
+    assert world.run(nothing)["charts"] == [], "a missing figure keeps no table back"
 
 
 def _nothing(world: World) -> Cell:
@@ -195,29 +197,60 @@ def test_a_victim_is_enrolled_as_a_site_would(world: World) -> None:
     found = world.run(cell)
     assert found["armed"] in {"enforce", "shadow"}
     assert found["guard"]["eps"] == 0.004
-    clean = Cell.of("clean", "1", "clean", {"victim": cell}, calibration=None, test=6)
+    clean = Cell.of("clean", "1", "clean", {"victim": cell}, train=4, calibration=None, test=6)
     world.run(clean)
     shares = [one.guard_share for one in load_files(clean.folder(world.root), "test").sight.evidence]
     assert len(shares) == 6
     assert all(share is not None for share in shares), "whoever needs it sees with its guard"
 
 
-def test_a_guard_of_its_own_for_a_budget(world: World) -> None:
-    found = world.run(
-        Cell.of(
-            "certified",
-            "1",
-            "guard",
-            {"victim": world.victim},
-            eps=0.004,
-            pictures=20,
-            epochs=1,
-            least_steps=40,
-            cases=6,
-        )
-    )
-    assert found["certified"]["count"] == 6
-    assert found["eps"] == 0.004
+def test_guards_for_several_budgets_have_the_same_lessons(world: World) -> None:
+    taught = {"pictures": 20, "epochs": 1, "least_steps": 40}
+    lessons = Cell.of("lessons", "1", "lessons", {"victim": world.victim}, **taught)
+    assert world.run(lessons)["files"] == 20
+    needs = {"victim": world.victim, "lessons": lessons}
+    for eps in (0.004, 0.008):
+        cell = Cell.of("certified", "1", f"guard for {eps}", needs, eps=eps, cases=6, **taught)
+        found = world.run(cell)
+        assert found["certified"]["count"] == 6
+        assert found["eps"] == eps
+        assert not list(cell.folder(world.root).glob("**/lessons-*")), "they are not asked for again"
+
+
+def test_an_attack_may_come_from_another_victim(world: World, tmp_path: Path) -> None:
+    stranger = Cell.of("victim", "1", "another", data_set="blobs", side=None, seed=1)
+    write_small(stranger.folder(world.root) / BUNDLE, size=24, levels=(0.01,), repeats=1, seed=3)
+    stranger.keep(world.root, {"title": "another", "settings": stranger.given, "training": {}})
+    given = {"attack": "PGD 0.016", "split": "test", "wanted": 4, "cases": 16}
+    own = Cell.of("attack", "1", "own", {"victim": world.victim}, **given)
+    cell = Cell.of("attack", "1", "transferred", {"victim": world.victim, "surrogate": stranger}, **given)
+    found, direct = world.run(cell), world.run(own)
+    assert found["tried"] >= direct["tried"] >= 1
+    kept = load_attacked(cell.folder(world.root))
+    assert all(a.linf <= 0.016 + 1e-6 for a in kept.attempts)
+    assert found["succeeded"] / found["tried"] <= direct["succeeded"] / direct["tried"]
+
+
+def test_files_of_another_set_have_no_right_answer(world: World) -> None:
+    class_folders(world.data / "others", {"left": 60, "right": 60})
+    cell = Cell.of("foreign", "1", "others", {"victim": world.victim}, data_set="others", cases=8)
+    assert world.run(cell)["files"] == 8
+    found = world.run(judged(world, **{"shift: files of others": cell}))
+    assert found["shifted_accuracy"] == {"files of others": None}
+    counted = [row["shifts"]["files of others"]["count"] for row in found["rows"] if row.get("shifts")]
+    assert counted
+    assert set(counted) == {8}
+
+
+def test_attacks_whose_floats_were_not_looked_at_are_judged_on_files(world: World) -> None:
+    needs = dict(judged(world).needs)
+    known = {role: needs[role] for role in ("victim", "clean", "validation")}
+    cell = Cell.of("adaptive", "1", "PGD", known, attack="PGD", eps=0.016, cases=12)
+    world.run(cell)
+    found = world.run(Cell.of("judge", "1", "judge", {**known, "attack: PGD, eps 0.016": cell}, alphas=[0.2]))
+    fitted = [row for row in found["rows"] if "files" in row]
+    assert fitted
+    assert all("floats" not in row for row in fitted)
 
 
 def test_detectors_are_taught_on_pairs(world: World) -> None:
@@ -231,8 +264,8 @@ def test_detectors_are_taught_on_pairs(world: World) -> None:
         "victim": world.victim,
         "clean": clean,
         "taught on": taught_on,
-        "BIM 0.016": taught_on,
-        "random noise 0.016": noise,
+        "test: BIM 0.016": taught_on,
+        "test: random noise 0.016": noise,
     }
     found = world.run(Cell.of("taught", "1", "five", needs, protocol="closed", small=True, seed=0))
     assert len(found["rows"]) == 5
@@ -243,5 +276,5 @@ def test_detectors_are_taught_on_pairs(world: World) -> None:
         )
         assert other["clean_flagged"] == own["clean_flagged"]
         assert 0 <= own["combined"]["A3"] <= 1
-    stored = np.load(taught_on.folder(world.root) / "stored.npz")["pixels"]
-    assert stored.shape[0] == 40
+        assert own["accuracy"]["count"] == 2 * own["accuracy"]["clusters"], "a picture counts twice, and is one"
+    assert len(load_files(taught_on.folder(world.root), "stored")) == 40

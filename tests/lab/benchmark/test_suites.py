@@ -12,7 +12,7 @@ from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark import suites
 from dicomguard.lab.benchmark.cell import Cell
 from dicomguard.lab.benchmark.profile import PROFILES, named
-from dicomguard.lab.benchmark.suites import adaptive, planning
+from dicomguard.lab.benchmark.suites import adaptive, natural, planning
 from dicomguard.lab.benchmark.suites.planning import Plan, Where
 
 
@@ -23,9 +23,7 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Where:
     monkeypatch.setattr(
         planning, "_opened", lambda name, _side, _where: SimpleNamespace(planes=1 + 2 * (name == "fundus"))
     )
-    for suite in ("noise_consistency", "joel2023", "adaptive", "natural", "certified"):
-        module = __import__(f"dicomguard.lab.benchmark.suites.{suite}", fromlist=["required"])
-        monkeypatch.setattr(module, "required", lambda _where, _names: None)
+    monkeypatch.setattr(natural, "data_digest", lambda name, side, _where: f"{name}-{side}")
     return Where(tmp_path, tmp_path)
 
 
@@ -60,6 +58,35 @@ def test_the_grids_are_those_of_the_papers(where: Where) -> None:
     assert {c.given["protocol"] for c in taught} == {"closed", "paper"}
 
 
+def test_strangers_are_of_as_many_planes_and_another_set(where: Where) -> None:
+    for cell in suites.plan("natural", named("cpu"), where).everything():
+        if cell.kind == "foreign":
+            own = dict(cell.needs)["victim"].given["data_set"]
+            assert own != cell.given["data_set"]
+            assert (own == "fundus") == (cell.given["data_set"] == "fundus")
+
+
+def test_every_seed_has_victims_of_its_own(where: Where) -> None:
+    made = suites.plan("certified", named("full"), where)
+    seeds = {cell.given["seed"] for cell in made.everything() if cell.kind == "victim"}
+    assert seeds == {0, 1, 2}
+    named_by = [planning.place_of(name) for name in made.cells]
+    assert {place.seed for _, place, _ in named_by} == seeds
+    assert {place.called(kind, *more) for kind, place, more in named_by} == made.cells.keys()
+
+
+def test_a_change_of_one_kind_leaves_others_valid(where: Where, monkeypatch: pytest.MonkeyPatch) -> None:
+    def keys() -> dict[str, str]:
+        cells = suites.plan("noise-consistency", named("cpu"), where).everything()
+        return {f"{cell.kind} {cell.title}": cell.key for cell in cells}
+
+    before, made_by = keys(), planning.made_by
+    monkeypatch.setattr(planning, "made_by", lambda kind: made_by(kind) + "+" * (kind == "judge"))
+    changed = {name for name, key in keys().items() if before[name] != key}
+    assert changed
+    assert all(name.startswith("judge ") for name in changed)
+
+
 def test_a_victim_is_trained_once_for_all_suites(where: Where) -> None:
     def victims(suite: str) -> set[str]:
         return {cell.key for cell in suites.plan(suite, named("cpu"), where).everything() if cell.kind == "victim"}
@@ -82,21 +109,24 @@ def test_missing_data_are_found_before_anything_is_computed(tmp_path: Path) -> N
 
 def test_tables_are_written_when_all_cells_are_there(tmp_path: Path) -> None:
     cell = Cell.of("number", "1", "n", value=1)
-    made = Plan(
-        "toy", replace(named("smoke"), reductions=("small",)), {"n": cell}, lambda found: {"all": found["n"]["v"]}
-    )
+    profile = replace(named("smoke"), reductions=("small",))
+    made = Plan("toy", profile, {"n/toy/blobs/0": cell}, lambda found: {"all": found["n/toy/blobs/0"]["v"]})
     with pytest.raises(DicomguardError, match="is not computed"):
         suites.write(made, tmp_path, tmp_path / "results", command="c")
     assert not (tmp_path / "results").exists()
     cell.folder(tmp_path).mkdir(parents=True)
-    cell.keep(tmp_path, {"v": 7})
+    (cell.folder(tmp_path) / "bars.png").write_bytes(b"a picture")
+    cell.keep(tmp_path, {"v": 7, "versions": {"torch": "2"}, "charts": ["bars.png"]})
     path = suites.write(made, tmp_path, tmp_path / "results", command="dicomguard lab benchmark")
     written = json.loads(path.read_text())
     assert path.name == "lab-toy-smoke.json"
     assert written["all"] == 7
-    assert written["cells"] == {"n": cell.key}
+    assert written["cells"] == {"n/toy/blobs/0": cell.key}
+    assert written["versions"] == {"torch": "2"}, "of the cells, not of whoever puts them together"
+    (charts,) = written["charts"].values()
+    assert [(path.parent / name).read_bytes() for name in charts] == [b"a picture"]
     assert written["command"] == "dicomguard lab benchmark"
-    assert [p.name for p in (tmp_path / "results").iterdir()] == [path.name]
+    assert {p.name for p in path.parent.iterdir()} == {path.name, "figures"}
 
 
 def test_the_cost_of_being_unseen() -> None:
@@ -113,3 +143,9 @@ def test_the_cost_of_being_unseen() -> None:
     assert adaptive.cost({}, {})["files"] == 0
     assert adaptive.cost(succeeded, succeeded)["factor"] == 1
     assert math.isfinite(found["factor"])
+
+
+def test_any_attack_of_a_budget_or_less_counts_a_file_once() -> None:
+    unseen = {"PGD, eps 0.004": ["a"], "EOT, eps 0.004": ["a", "b"], "EOT, eps 0.016": ["c"], "PGD, eps 0.016": []}
+    found = adaptive.any_of(unseen, 4)
+    assert {eps: (one["hits"], one["count"]) for eps, one in found.items()} == {"0.004": (2, 4), "0.016": (3, 4)}

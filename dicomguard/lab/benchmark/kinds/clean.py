@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -10,7 +11,7 @@ from dicomguard.attacks.forge import forge
 from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.files import load_files, look_at, seed_of
 from dicomguard.lab.benchmark.kinds.opening import collection_of, scorer_of
-from dicomguard.lab.benchmark.progress import added
+from dicomguard.lab.benchmark.progress import Advance, added
 from dicomguard.lab.benchmark.runner import Place
 from dicomguard.lab.benchmark.sets import opened_set
 from dicomguard.lab.benchmark.shifts import SHIFTS
@@ -35,17 +36,16 @@ def clean(settings: dict[str, Any], place: Place) -> Result:
     found: Result = {"fingerprint": scorer.fingerprint, "labels": list(collection.labels)}
     for name, cases in parts.items():
         if not (place.folder / f"{name}.json").exists():
-            weight = len(cases) / whole
-            look_at(
-                scorer,
-                cases,
-                lambda case: case.make(collection.bits),
-                lambda share, weight=weight: advance(weight * share),
-                draws=() if name == Split.TRAIN else None,
-            ).save(place.folder, name)
+            part = partial(_weighted, advance, len(cases) / whole)
+            draws = () if name == Split.TRAIN else None
+            look_at(scorer, cases, lambda case: case.make(collection.bits), part, draws=draws).save(place.folder, name)
         files = load_files(place.folder, name)
         found[name] = {"files": len(files), "accuracy": share(files.right)}
     return found
+
+
+def _weighted(advance: Advance, weight: float, share: float) -> None:
+    advance(weight * share)
 
 
 def shift(settings: dict[str, Any], place: Place) -> Result:

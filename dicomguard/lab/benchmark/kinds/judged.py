@@ -18,8 +18,10 @@ def judged(settings: dict[str, Any], place: Place) -> Result:
     scorer = scorer_of(place)
     attacks = {name: load_attacked(folder) for name, folder in place.of("attack: ").items()}
     shifts = {name: load_files(folder, "shifted") for name, folder in place.of("shift: ").items()}
-    clean = (load_files(place.folders["clean"], part) for part in (Split.TRAIN, Split.CALIBRATION, Split.TEST))
-    material = Material.of(*clean, load_attacked(place.folders["validation"]), attacks, shifts)
+    train, calibration, test = (
+        load_files(place.folders["clean"], part) for part in (Split.TRAIN, Split.CALIBRATION, Split.TEST)
+    )
+    material = Material.of(train, calibration, test, load_attacked(place.folders["validation"]), attacks, shifts)
     rows = judge_all(scorer, material, alphas=settings["alphas"], tell=place.tell)
     return {
         "fingerprint": scorer.fingerprint,
