@@ -35,6 +35,7 @@ from dicomguard.pixels import reader
 from dicomguard.receive.server import Receiver
 from dicomguard.receive.settings import PermittedPeer, ReceiveSettings
 from dicomguard.replay import send
+from dicomguard.scoring import head
 from dicomguard.scoring.scorer import Scorer
 from dicomguard.site_key import SiteKey
 from dicomguard.spool.journal import JournalWriter
@@ -123,7 +124,7 @@ def attack(scorer: Scorer, seed: int) -> Specimen:
 def answer(scorer: Scorer, dataset: Dataset) -> str:
     """The classifier's answer to the one frame of a data set, read from its integers."""
     (odds,) = scorer.answer(scorer.prepare(reader.images(dataset)).pixels).log_odds
-    return scorer.head.name(tuple(int(c) for c in odds.argmax(-1)))
+    return scorer.head.name(head.answer(odds))
 
 
 def free_port() -> int:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:  # heavy parts are imported where they are built
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", envvar="DICOMGUARD_CONFIG", help="The node's configuration file.")
 ]
+DecoderOption = Annotated[
+    Path | None, typer.Option("--config", "-c", envvar="DICOMGUARD_CONFIG", help="For the decoder's limits.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
 
 

@@ -13,8 +13,9 @@ import typer
 from rich.markdown import Markdown
 
 from dicomguard.cli import compose
-from dicomguard.cli.compose import JsonOption
+from dicomguard.cli.compose import DecoderOption, JsonOption
 from dicomguard.cli.output import Bars, console, print_json
+from dicomguard.cli.stages import stages
 from dicomguard.decision import Fault
 from dicomguard.errors import BundleError
 
@@ -55,9 +56,7 @@ def enrol(
         str | None,
         typer.Option("--window", help="LOW,HIGH: the guard's range in modality units, such as -1000,1000 for CT."),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", envvar="DICOMGUARD_CONFIG", help="For the decoder's limits.")
-    ] = None,
+    config: DecoderOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a bundle ready for this site from clean studies, and print what it can promise."""
@@ -94,15 +93,9 @@ def enrol(
                     " The node holds such images as unenrolled_range.",
                     markup=False,
                 )
-            stages: dict[str, float] = {}
-
-            def advance(stage: str, share: float) -> None:
-                stages[stage] = stages.get(stage, 0.0) + share
-                bars(stage, min(round(1000 * stages[stage]), 1000), 1000)
-
             wishes = Wishes(alpha=alpha, eps=eps or None, sigma=sigma, window=limits)
             source = f"{gathered.images} images of this site"
-            make(scorer, gathered, source, wishes, out or bundle / FOLDER, advance)
+            make(scorer, gathered, source, wishes, out or bundle / FOLDER, stages(bars, 1000))
     enrolled = Scorer.load(bundle, out).enrolment
     if enrolled is None:
         raise BundleError(f"{bundle} is not enrolled.", advice="Run 'dicomguard enrol' with --clean.")

@@ -32,7 +32,7 @@ from dicomguard.lab.measure import name_of
 from dicomguard.lab.recipes import Recipe
 from dicomguard.lab.stored import read
 from dicomguard.lab.whole import replacing, write_json
-from dicomguard.scoring import noise
+from dicomguard.scoring import head, noise
 from dicomguard.scoring.bundle import Bundle
 from dicomguard.scoring.guard import Guard, GuardSettings, Outcome, Range, looks_for
 from dicomguard.scoring.scorer import Scorer
@@ -154,7 +154,7 @@ class Workshop:
             (odds,) = self.scorer.answer(batch.pixels).log_odds
             seeds = noise.seeds(_KEY, item.study, 0, item.sha256, self.scorer.fingerprint)
             started = time.perf_counter()
-            vote = guard.vote(batch.planes[0], tuple(int(c) for c in odds.argmax(-1)), seeds.guard)
+            vote = guard.vote(batch.planes[0], head.answer(odds), seeds.guard)
             seconds.append(time.perf_counter() - started)
             outcomes.append(vote.outcome)
             draws.append(vote.draws)

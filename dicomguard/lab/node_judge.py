@@ -17,7 +17,7 @@ from dicomguard.lab.cases import Case
 from dicomguard.lab.soundness import Base, Judged, Stored
 from dicomguard.lab.stored import read
 from dicomguard.lab.survey import Quick
-from dicomguard.scoring import noise
+from dicomguard.scoring import head, noise
 from dicomguard.scoring.guard import Outcome
 from dicomguard.scoring.noise import Seeds
 from dicomguard.scoring.scorer import Batch, Scorer
@@ -45,7 +45,7 @@ class NodeJudge:
         guard = self.scorer.guard
         assert guard is not None
         assert batch.planes is not None
-        answer = tuple(int(c) for c in self.scorer.answer(batch.pixels).log_odds[0].argmax(-1))
+        answer = head.answer(self.scorer.answer(batch.pixels).log_odds[0])
         outcome = guard.vote(batch.planes[0], answer, seeds.guard).outcome
         kind = {Outcome.DISAGREE: "disagreeing", Outcome.UNENROLLED: "unenrolled"}.get(outcome, "agreeing")
         return Quick(kind, right=answer == (case.truth,))

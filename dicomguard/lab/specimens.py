@@ -24,9 +24,10 @@ from dicomguard.lab.measure import Journal, source_digest, to_evidence, to_row
 from dicomguard.lab.stored import read
 from dicomguard.lab.whole import replacing
 from dicomguard.pixels.image import Image
-from dicomguard.scoring import noise
+from dicomguard.scoring import head, noise
 from dicomguard.scoring.calibration import Evidence, smallest_margin
 from dicomguard.scoring.guard import Vote
+from dicomguard.scoring.head import Answer
 from dicomguard.scoring.scorer import Scorer
 
 _KEY = b"benchmark"  # stands in for a site key, so that a second run draws the same noise
@@ -132,9 +133,8 @@ class Specimens:
         paths = [next(folder.glob(f"{stem}.*.dcm")) for stem in names]
         return [(dcmread(path), path.name.endswith(".flipped.dcm")) for path in paths]
 
-    def _answers(self, images: Sequence[Image]) -> list[tuple[int, ...]]:
-        odds = self.scorer.answer(self.scorer.prepare(images).pixels).log_odds
-        return [tuple(int(c) for c in row.argmax(-1)) for row in odds]
+    def _answers(self, images: Sequence[Image]) -> list[Answer]:
+        return [head.answer(odds) for odds in self.scorer.answer(self.scorer.prepare(images).pixels).log_odds]
 
     def _put(self, kind: str, cases: Sequence[Case], datasets: Sequence[Dataset]) -> None:
         if not cases:

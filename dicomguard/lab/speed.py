@@ -33,7 +33,7 @@ from dicomguard.lab.recipes import Recipe
 from dicomguard.lab.survey import ordered
 from dicomguard.lab.whole import write_json
 from dicomguard.pixels.image import Image
-from dicomguard.scoring import calibration, noise
+from dicomguard.scoring import calibration, head, noise
 from dicomguard.scoring.bundle import Bundle
 from dicomguard.scoring.calibration import COMPONENTS, NOISE_COMPONENTS, Calibration, Evidence
 from dicomguard.scoring.consistency import noisy_copies
@@ -187,7 +187,7 @@ class Field:
         assert self.scorer.guard is not None
         for plane, row, seed in zip(self.batch.planes, odds, self.seeds, strict=True):
             started = time.perf_counter()
-            self.scorer.guard.vote(plane, tuple(int(c) for c in row.argmax(-1)), seed.guard)
+            self.scorer.guard.vote(plane, head.answer(row), seed.guard)
             found.append(time.perf_counter() - started)
         return found
 

@@ -46,7 +46,7 @@ class Observation:
     @property
     def answer(self) -> Answer:
         """The class of each question."""
-        return tuple(int(c) for c in self.clean.argmax(-1))
+        return head.answer(self.clean)
 
     def joined(self, more: NDArray[np.float64], draws: tuple[Draw, ...]) -> Observation:
         """The same image after further draws."""

@@ -78,6 +78,11 @@ class Head:
         return (self.labels.index(truth[0]),)
 
 
+def answer(log_odds: NDArray[np.float64]) -> Answer:
+    """Shape (questions, classes) of one image -> the class of each question: the largest; the first of equals."""
+    return tuple(int(c) for c in log_odds.argmax(-1))
+
+
 def answers(log_odds: Tensor) -> Tensor:
     """Shape (N, questions, classes) -> (N, questions), int64: the largest; the first of equals."""
     return log_odds.argmax(-1)

@@ -264,8 +264,7 @@ class Scorer:
     def _distances(self, answered: Answered, place: int) -> NDArray[np.float64] | None:
         if self.feature_model is None:
             return None
-        answer = tuple(int(c) for c in answered.log_odds[place].argmax(-1))
-        return self.feature_model.distances(answered.features[place], answer)
+        return self.feature_model.distances(answered.features[place], head.answer(answered.log_odds[place]))
 
     def log_odds(self, pixels: Tensor) -> Tensor:
         """Log-odds (N, questions, classes) of prepared pixels on the canonical path; gradients flow."""

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from dicomguard.cli.compose import JsonOption
-from dicomguard.cli.lab.stages import stages
 from dicomguard.cli.output import Bars, console, print_json, print_table
+from dicomguard.cli.stages import stages
 
 DataOption = Annotated[
     Path,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dicomguard.cli import compose
-from dicomguard.cli.compose import JsonOption
+from dicomguard.cli.compose import DecoderOption, JsonOption
 from dicomguard.cli.output import Bars, console, print_json, print_table
 
 if TYPE_CHECKING:  # torch, imported by the command
@@ -41,9 +41,7 @@ def forge(
         list[str] | None,
         typer.Option("--match", metavar="KEYWORD=VALUE", help="Only images with this, such as Modality=CR."),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", envvar="DICOMGUARD_CONFIG", help="For the decoder's limits.")
-    ] = None,
+    config: DecoderOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Attack clean DICOM files and write valid DICOM studies with a manifest of what is true of them.

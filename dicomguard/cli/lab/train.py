@@ -11,8 +11,8 @@ import typer
 
 from dicomguard.cli.compose import JsonOption
 from dicomguard.cli.lab.datasets import CacheOption, DataOption
-from dicomguard.cli.lab.stages import stages
 from dicomguard.cli.output import Bars, console, print_json, print_table
+from dicomguard.cli.stages import stages
 
 
 def register(lab: typer.Typer) -> None:

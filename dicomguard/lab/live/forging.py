@@ -38,6 +38,7 @@ from dicomguard.lab.live.sources import Refused, Source, Sources, Tick, opened
 from dicomguard.lab.measure import Journal, name_of, source_digest
 from dicomguard.pixels.image import Image
 from dicomguard.pixels.sandbox import DecodeWorker
+from dicomguard.scoring import head
 from dicomguard.scoring.scorer import Scorer
 
 _log = logging.getLogger(__name__)
@@ -254,8 +255,7 @@ class Forge:
             return self._named(torch.stack([self._scorer.preprocess(one) for one in pixels]))
 
     def _named(self, prepared: torch.Tensor) -> list[str]:
-        odds = self._scorer.answer(prepared).log_odds
-        return [self._scorer.head.name(tuple(int(c) for c in row.argmax(-1))) for row in odds]
+        return [self._scorer.head.name(head.answer(odds)) for odds in self._scorer.answer(prepared).log_odds]
 
     # Storing ---------------------------------------------------------------------------------------------------------
 

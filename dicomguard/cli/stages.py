@@ -7,15 +7,13 @@ from collections.abc import Callable
 
 from dicomguard.cli.output import Bars
 
-_WHOLE = 100
 
-
-def stages(bars: Bars) -> Callable[[str, float], None]:
-    """`tick(stage, share)`: move the bar of a stage by a share of the whole."""
+def stages(bars: Bars, whole: int = 100) -> Callable[[str, float], None]:
+    """`tick(stage, share)`: move the bar of a stage by a share of the whole, which is shown as that number."""
     done: dict[str, float] = defaultdict(float)
 
     def tick(stage: str, share: float) -> None:
         done[stage] += share
-        bars(stage, min(round(done[stage] * _WHOLE), _WHOLE), _WHOLE)
+        bars(stage, min(round(done[stage] * whole), whole), whole)
 
     return tick
