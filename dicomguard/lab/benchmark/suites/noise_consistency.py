@@ -83,10 +83,16 @@ def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
                 **place.facts,
                 "accuracy": judged["accuracy"],
                 "victim": judged["victim"],
-                "attacks": judged["attacks"],
+                "attacks": dict(sorted(judged["attacks"].items(), key=lambda item: _rank(item[0]))),
                 "rows": [{part: value for part, value in row.items() if part != "unseen"} for row in judged["rows"]],
                 "random_noise": results.get(place.called("noise"), {}).get("success"),
                 "seconds": judged["seconds"],
             }
         )
     return {"grid": rows}
+
+
+def _rank(attack: str) -> int:
+    """The papers' attacks first, in their order."""
+    order = (*EARLY, *CONFIDENT, *FURTHER)
+    return order.index(attack) if attack in order else len(order)
