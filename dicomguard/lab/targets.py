@@ -274,7 +274,7 @@ def _held(row: Result) -> Found:
     (low, high), found = held["band"], held["one_split"]
     over = found["hits"] - high if found["hits"] > high else low - found["hits"]
     words = f"{found['hits']} of {found['count']}, band {low}-{high}; mean of splits {held['mean_of_splits']:.3f}"
-    return Found(words, "" if low <= found["hits"] <= high else f"by {over} studies")
+    return Found(words, "" if low <= found["hits"] <= high else f"by {over} stud{'y' if over == 1 else 'ies'}")
 
 
 def _fewest(row: Result, aim: int) -> Found:

@@ -27,8 +27,8 @@ def section(found: Result, figures: Path) -> Iterator[str]:
     yield from of_data_sets(one["training"] for one in grid)
     yield "### Detectors (Table 1)\n"
     yield (
-        "Accuracy on clean and attacked pictures together, percent; intervals where there are any are over patients,"
-        " because a picture counts twice. The paper, over its tasks and attacks at eps .004 and .008: "
+        "Accuracy on clean and attacked pictures together, percent; intervals are over patients, because a picture counts"
+        " twice. The paper, over its tasks and attacks at eps .004 and .008: "
         + "; ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in papers.JOEL_TABLE_1.items())
         + ".\n"
     )
@@ -51,7 +51,6 @@ def section(found: Result, figures: Path) -> Iterator[str]:
         " A detector that flags the noise detects change, not attack. *As published* the noisy pictures are floats.\n"
     )
     yield _control([*closed, *published])
-    yield "### Ways to defend (Table 2)\n"
     yield from _defences(found, main)
     yield from _budgets(grid)
     yield from _teachers(found, grid)
@@ -91,7 +90,7 @@ def _detectors(grid: Sequence[Result]) -> str:
     rows = []
     for one in grid:
         for row in one["rows"]:
-            cells = [counted(row["tests"].get(name, {}).get("accuracy")) for name in columns]
+            cells = [rate(row["tests"].get(name, {}).get("accuracy")) for name in columns]
             rows.append([_of(one), f"BIM {one['taught_on']['eps']:g}", row["detector"], *cells])
     return table(["data set", "taught on", "detector", *columns], rows)
 
@@ -168,6 +167,9 @@ def _defences(found: Result, grid: Sequence[Result]) -> Iterator[str]:
                     *(percent(one["combined"][kind]) for one in (first, second) for kind in ("A2", "A3")),
                 ]
             )
+    if not rows:
+        return
+    yield "### Ways to defend (Table 2)\n"
     yield (
         f"Under {name}; in brackets what the paper prints for its own data set, which the one here stands in for."
         " *A1* is its own count, in which attacked pictures that are rejected vanish; *A2* counts them as right; *A3*"

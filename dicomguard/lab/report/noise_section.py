@@ -7,7 +7,7 @@ from typing import Any
 
 from dicomguard.lab.benchmark.judging import AT_RATE
 from dicomguard.lab.report import papers
-from dicomguard.lab.report.words import both, counted, mean, of_data_sets, percent, rate, table, who
+from dicomguard.lab.report.words import both, both_rates, counted, mean, of_data_sets, percent, rate, table, who
 
 Result = Mapping[str, Any]
 EARLY = ("early-stopped FGSM", "early-stopped BIM", "early-stopped PGD", "DeepFool")
@@ -25,7 +25,8 @@ def section(found: Result) -> Iterator[str]:
     yield "### Detection (Table 2)\n"
     yield (
         "TPR on successful attacks | FPR on clean files that the victim answers rightly, percent. *Floats*: before"
-        " rounding, as the paper counts. *Files*: after rounding to stored bits. *Ours* and *Mahalanobis* at a promised"
+        " rounding, as the paper counts. *Files*: after rounding to stored bits. The first columns say how many there"
+        " are of each. *Ours* and *Mahalanobis* at a promised"
         " false-alarm rate of 5 %; the paper's check at its 2 std, level chosen on validation files.\n"
     )
     yield _detection(grid)
@@ -115,7 +116,7 @@ def _cell(row: Result | None, attack: str, kind: str) -> str:
     at = point(row, kind)
     if "attacks" not in at:
         return "-"
-    return both(at["attacks"][attack]["detected"], at["strata"]["correct"])
+    return both_rates(at["attacks"][attack]["detected"], at["strata"]["correct"])
 
 
 def _detection(grid: Sequence[Result]) -> str:

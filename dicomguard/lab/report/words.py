@@ -43,6 +43,11 @@ def both(found: Share | None, alarms: Share | None) -> str:
     return f"{counted(found)} | {counted(alarms)}"
 
 
+def both_rates(found: Share | None, alarms: Share | None) -> str:
+    """The same with intervals in place of counts: `97.3 (84.2-99.9) | 4.1 (2.1-7.1)`."""
+    return f"{rate(found)} | {rate(alarms)}"
+
+
 def mean(values: Iterable[float | None]) -> float | None:
     """Of those that there are."""
     found = [value for value in values if value is not None]
