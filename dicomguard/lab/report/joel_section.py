@@ -27,8 +27,8 @@ def section(found: Result, figures: Path) -> Iterator[str]:
     yield from of_data_sets(one["training"] for one in grid)
     yield "### Detectors (Table 1)\n"
     yield (
-        "Accuracy on clean and attacked pictures together, percent; intervals are over patients, because a picture counts"
-        " twice. The paper, over its tasks and attacks at eps .004 and .008: "
+        "Accuracy on clean and attacked pictures together, percent; intervals are over patients, because a picture"
+        " counts twice. The paper, over its tasks and attacks at eps .004 and .008: "
         + "; ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in papers.JOEL_TABLE_1.items())
         + ".\n"
     )
