@@ -13,6 +13,6 @@ def native_margins(scorer: Scorer, pixels: Tensor) -> Margins:
     """Margins of presentation pixels (N, C, H, W) towards the answers that the bundle gives to them now."""
 
     def log_odds(current: Tensor) -> Tensor:
-        return scorer.log_odds(torch.stack([scorer.preprocess(one) for one in current]))
+        return scorer.device_log_odds(torch.stack([scorer.preprocess(one) for one in current]))
 
     return from_log_odds(log_odds, pixels)

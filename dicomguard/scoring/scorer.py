@@ -270,6 +270,10 @@ class Scorer:
         """Log-odds (N, questions, classes) of prepared pixels on the canonical path; gradients flow."""
         return self.head.log_odds(self._canonical(pixels)[0])
 
+    def device_log_odds(self, pixels: Tensor) -> Tensor:
+        """The same in float32 on the card where there is one, brought back to where `pixels` are: for attacks."""
+        return self.head.log_odds(self._answering(pixels.to(self.device))[0]).to(pixels.device)
+
     def quick_log_odds(self, pixels: Tensor) -> Tensor:
         """The same on the fast path, on the CPU, without gradients: for teaching a guard, never for an answer."""
         with torch.inference_mode():

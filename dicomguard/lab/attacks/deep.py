@@ -21,9 +21,9 @@ Deep = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class DeepNetwork:
-    """A bundle's network as a `Deep` function, in float32 on the processor."""
+    """A bundle's network as a `Deep` function, in float32 on a device; what it gives is where the pixels are."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, device: str = "cpu") -> None:
         network = fused(bundle.network)
         self._head = bundle.head
         self._seen: Tensor | None = None
@@ -35,17 +35,18 @@ class DeepNetwork:
             )
         linear[-1].register_forward_pre_hook(self._keep)
         given = bundle.inference.input.mean, bundle.inference.input.std
-        self._network = Classifier(network, *given).eval()
+        self._network = Classifier(network, *given).eval().to(device)
+        self._device = device
 
     def _keep(self, _module: nn.Module, given: tuple[Tensor, ...]) -> None:
         self._seen = given[0]
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """See `Deep`."""
-        outputs, _ = self._network(pixels)
+        outputs, _ = self._network(pixels.to(self._device))
         seen, self._seen = self._seen, None
         assert seen is not None
-        return self._head.log_odds(outputs), seen.float()
+        return self._head.log_odds(outputs).to(pixels.device), seen.float().to(pixels.device)
 
     def log_odds(self, pixels: Tensor) -> Tensor:
         """The log-odds alone."""

@@ -74,7 +74,7 @@ class Attacker:
 
     def check(self, seeds: Sequence[int]) -> NoiseCheck:
         """The noise check with noise of the attacker's own."""
-        return NoiseCheck(self.scorer.log_odds, self.scorer.noise, seeds, self.prepare)
+        return NoiseCheck(self.scorer.device_log_odds, self.scorer.noise, seeds, self.prepare)
 
     def seen(self, current: Tensor) -> tuple[Tensor, Tensor]:
         """Log-odds and features of presentation pixels; gradients flow."""
@@ -129,7 +129,7 @@ def _eot(attacker: Attacker, eps: float, draws: int, *, hides: bool = False, ran
     settings = NoiseEOT(Descent(eps=eps, random_start=random_start), draws=draws)
 
     def run(pixels: Tensor, seeds: Sequence[int], chunk: int) -> Attacked:
-        odds, own, prepare = attacker.scorer.log_odds, attacker.scorer.noise, attacker.prepare
+        odds, own, prepare = attacker.scorer.device_log_odds, attacker.scorer.noise, attacker.prepare
         with torch.no_grad():
             wanted = attacker.typical.wanted(others(odds(attacker.prepared(pixels))))
         return noise_eot(odds, wanted, own, pixels, seeds, settings, hide=distance, prepare=prepare, chunk=chunk)
@@ -141,7 +141,7 @@ def _logits(attacker: Attacker, eps: float, draws: int) -> Attack:
     settings = NoiseEOT(Descent(eps=eps), draws=draws)
 
     def run(pixels: Tensor, seeds: Sequence[int], chunk: int) -> Attacked:
-        odds, own, guides = attacker.scorer.log_odds, attacker.scorer.noise, attacker.guides(pixels)
+        odds, own, guides = attacker.scorer.device_log_odds, attacker.scorer.noise, attacker.guides(pixels)
         return logit_matching(odds, guides, own, pixels, seeds, settings, prepare=attacker.prepare, chunk=chunk)
 
     return _alone(run)
@@ -242,7 +242,9 @@ def adaptive(settings: dict[str, Any], place: Place) -> Result:
     scorer, collection = scorer_of(place), collection_of(place)
     clean = load_files(place.folders["clean"], "calibration")
     validation = load_attacked(place.folders["validation"]).files
-    attacker = Attacker(scorer, DeepNetwork(Bundle(place.folders["victim"] / BUNDLE)), clean, validation)
+    attacker = Attacker(
+        scorer, DeepNetwork(Bundle(place.folders["victim"] / BUNDLE), device=place.device), clean, validation
+    )
     cases = collection.cases(Split.TEST)[: settings["cases"]]
     name = f"{settings['attack']} {settings['eps']:g}"
     found = attack_files(
