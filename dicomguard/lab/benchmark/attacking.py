@@ -24,6 +24,7 @@ from dicomguard.lab.benchmark.files import Files, Opened, load_files, looked, op
 from dicomguard.lab.benchmark.progress import Advance
 from dicomguard.lab.cases import Case, batches
 from dicomguard.lab.whole import write_json
+from dicomguard.scoring import head
 from dicomguard.scoring.scorer import Scorer
 
 _BATCH = 8
@@ -174,7 +175,7 @@ def _attack(
 
 def _answers(scorer: Scorer, files: Sequence[Opened]) -> list[tuple[int, ...]]:
     odds = scorer.answer(scorer.prepare([one.image for one in files]).pixels).log_odds
-    return [tuple(int(c) for c in row.argmax(-1)) for row in odds]
+    return [head.answer(row) for row in odds]
 
 
 def _looked(scorer: Scorer, files: Sequence[Opened], which: Sequence[bool]) -> Files | None:

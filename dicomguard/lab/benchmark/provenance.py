@@ -34,7 +34,14 @@ _LOOKS = (*_SEEN, "attacks", "lab/detectors", "lab/report/noise_figures.py", "la
 _JOEL = (*_ATTACKED, "lab/detectors", "lab/benchmark/kinds/joel.py")
 _CODE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "victim": (*_PICTURES, "scoring", "lab/victims", "lab/finetune.py", "lab/benchmark/kinds/victims.py"),
+        "victim": (
+            *_PICTURES,
+            "scoring",
+            "enrol/ranks.py",
+            "lab/victims",
+            "lab/finetune.py",
+            "lab/benchmark/kinds/victims.py",
+        ),
         "enrolled": (*_SEEN, "attacks", "enrol", "lab/enrolling.py", "lab/benchmark/kinds/enrolled.py"),
         "clean": _CLEAN,
         "shift": _CLEAN,

@@ -76,16 +76,20 @@ def test_a_planted_pattern_is_learned(name: str) -> None:
 @pytest.mark.parametrize("name", TAUGHT)
 def test_labels_that_were_shuffled_teach_nothing(name: str) -> None:
     everything = joined([clean(1, 60), attacked(2, 60)])
-    order = np.random.default_rng(7).permutation(120)
-    detector = MAKERS[name]()
-    # As many planted ones on either side.
-    planted, plain = order[order >= 60], order[order < 60]
-    first = np.concatenate([planted[:30], plain[:30]])
-    second = np.concatenate([planted[30:], plain[30:]])
-    detector.fit(everything.only(first), everything.only(second))
-    area = auroc(detector.scores(clean(5, 60)), detector.scores(attacked(6, 60)))
-    assert area is not None
-    assert 0.15 < area < 0.85  # a chance direction may lean either way; a learned one is beyond .9 at once
+    areas = []
+    for seed in (7, 8, 9):
+        order = np.random.default_rng(seed).permutation(120)
+        detector = MAKERS[name]()
+        # As many planted ones on either side.
+        planted, plain = order[order >= 60], order[order < 60]
+        first = np.concatenate([planted[:30], plain[:30]])
+        second = np.concatenate([planted[30:], plain[30:]])
+        detector.fit(everything.only(first), everything.only(second))
+        area = auroc(detector.scores(clean(5, 60)), detector.scores(attacked(6, 60)))
+        assert area is not None
+        areas.append(area)
+    # One chance direction may lean far either way, and not all of them the same; a learned one is beyond .9 each time.
+    assert 0.2 < np.mean(areas) < 0.8, areas
 
 
 @pytest.mark.parametrize("name", TAUGHT)
