@@ -39,8 +39,8 @@ def clustered(
 ) -> dict[str, Any]:
     """As `share`, where flags of one cluster (a picture before and after an attack, a patient) go together.
 
-    The interval is a percentile bootstrap over clusters. Where all clusters agree it is that of as many independent
-    ones, because a bootstrap would say that there is no doubt.
+    The interval is a percentile bootstrap over clusters. Where all clusters have the same rate it is that of as many
+    independent flags, because a bootstrap would say that there is no doubt.
     """
     values = np.asarray(flags, np.float64)
     if len(values) != len(clusters):
@@ -51,8 +51,8 @@ def clustered(
     _, member = np.unique(np.asarray(clusters), return_inverse=True)
     sizes, hits = np.bincount(member), np.bincount(member, values)
     count = len(sizes)
-    if hits.sum() in (0, sizes.sum()):
-        low, high = clopper_pearson(count if hits.sum() else 0, count)
+    if np.ptp(hits / sizes) == 0:
+        low, high = clopper_pearson(round(float(hits[0] / sizes[0]) * count), count)
     else:
         drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
         low, high = (float(bound) for bound in np.quantile(drawn @ hits / (drawn @ sizes), [0.025, 0.975]))

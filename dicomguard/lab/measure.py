@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,44 @@ def _sources(places: Sequence[str]) -> Iterator[tuple[str, Path]]:
             raise ValueError(f"dicomguard has no part {place}")
         for path in found:
             yield path.relative_to(root).as_posix(), path
+
+
+def imports_of(place: str, *, without: Collection[str] = ()) -> tuple[str, ...]:
+    """A module of dicomguard, such as `lab/rules.py`, and all of dicomguard that it imports, and so on, in order.
+
+    Imports within functions count; the packages that a module stands in do not, unless names are imported from them.
+    `without`: modules that are left out, with what only they import.
+    """
+    root = Path(dicomguard.__file__).parent
+    found: set[str] = set()
+    waiting = [place]
+    while waiting:
+        here = waiting.pop()
+        if here in found or here in without:
+            continue
+        found.add(here)
+        for node in ast.walk(ast.parse((root / here).read_text("utf-8"))):
+            for name in _imported(node):
+                waiting += [path for path in _files(name, root) if path not in found]
+    return tuple(sorted(found))
+
+
+def _imported(node: ast.AST) -> list[str]:
+    """Dotted names that may be modules."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module is not None:
+        return [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return []
+
+
+def _files(name: str, root: Path) -> list[str]:
+    """The module or the package of that name."""
+    first, *rest = name.split(".")
+    if first != "dicomguard" or not rest:
+        return []
+    places = (Path(*rest).with_suffix(".py"), Path(*rest) / "__init__.py")
+    return [place.as_posix() for place in places if (root / place).is_file()]
 
 
 class Journal:

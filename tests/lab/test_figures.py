@@ -52,3 +52,10 @@ def test_where_all_agree_there_is_doubt_left(value: bool) -> None:
     found = clustered([value] * 40, [f"{i % 20}" for i in range(40)])
     assert found["interval"] == pytest.approx(list(clopper_pearson(20 * value, 20)))
     assert clustered([], [])["rate"] is None
+
+
+def test_a_detector_at_chance_is_not_sure_of_it() -> None:
+    """One right and one wrong of every picture: each bootstrap would draw one half."""
+    found = clustered([True, False] * 30, [f"{i // 2}" for i in range(60)])
+    assert found["rate"] == 0.5
+    assert found["interval"] == pytest.approx(list(clopper_pearson(15, 30)))

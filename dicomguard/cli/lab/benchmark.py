@@ -82,20 +82,14 @@ def benchmark(
         )
         with alone_in(work):
             outcome = runner.run(wanted)
-    written = [
-        suites.write(plan, work, results, command=command) for plan in plans if _is_new(plan, outcome, results, work)
-    ]
+    written = [suites.write(plan, work, results, command=command) for plan in plans if _is_complete(plan, work)]
     _tell(outcome, written, as_json=as_json)
     raise typer.Exit(1 if outcome.failed else 0)
 
 
-def _is_new(plan: Plan, outcome: Outcome, results: Path, work: Path) -> bool:
-    """Whether all cells of a suite are there, and its table is not, or rests on something that was computed now."""
-    if any(cell.result(work) is None for cell in plan.cells.values()):
-        return False
-    fresh = {cell.key for cell in outcome.done}
-    has_table = (results / f"lab-{plan.name}-{plan.profile.name}.json").exists()
-    return not has_table or any(cell.key in fresh for cell in plan.everything())
+def _is_complete(plan: Plan, work: Path) -> bool:
+    """Whether all cells of a suite are there."""
+    return all(cell.result(work) is not None for cell in plan.cells.values())
 
 
 def _list(cells: list[Cell], work: Path, *, as_json: bool) -> None:

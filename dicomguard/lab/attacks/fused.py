@@ -44,6 +44,8 @@ def enrolled_score(
     floor: ask `orthogonal` for that as slack.
     """
     stage = calibration.stages[-1]
+    if calibration.feature_distance is not None and model is None:
+        raise ValueError("the calibration knows a feature distance: without its model the score would be another one")
 
     def score(pixels: Tensor, which: Tensor, step: int) -> Tensor:
         seen = check.look(pixels, which, stage.draws, step)

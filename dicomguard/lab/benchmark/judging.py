@@ -23,7 +23,7 @@ from dicomguard.lab.detectors.ours import Ours
 from dicomguard.lab.detectors.sight import Detector
 from dicomguard.lab.detectors.squeezing import FeatureSqueezing
 from dicomguard.lab.detectors.stages import victim_layers
-from dicomguard.lab.figures import share
+from dicomguard.lab.figures import clustered, share
 from dicomguard.scoring.scorer import Scorer
 
 _MIDDLE = 2  # the place of 3 % among the noise levels of one to five
@@ -168,7 +168,7 @@ class _Scored:
         clean = material.clean
         self._calibrated = detector.scores(material.held_back.sight)
         self._clean = judge.Clean(clean.keys, detector.scores(clean.sight), clean.right, clean.margins)
-        self._shifts = {name: detector.scores(files.sight) for name, files in material.shifts.items()}
+        self._shifts = {name: (files, detector.scores(files.sight)) for name, files in material.shifts.items()}
         self._attacked = {
             kind: {name: _attacked(detector, one, kind) for name, one in material.attacks.items()}
             for kind in material.kinds
@@ -181,8 +181,23 @@ class _Scored:
         bar = theta if theta is not None else found["files"]["points"][0].get("threshold")
         found["shifts"] = found["unseen"] = None
         if bar is not None:
-            found["shifts"] = {shift: share(judge.flags(scores, bar)) for shift, scores in self._shifts.items()}
+            found["shifts"] = {
+                shift: self._shifted(files, scores, bar) for shift, (files, scores) in self._shifts.items()
+            }
             found["unseen"] = {attack: _unseen(one, bar) for attack, one in self._attacked["files"].items()}
+        return found
+
+    def _shifted(self, files: Files, scores: judge.Scores, bar: float) -> dict[str, Any]:
+        """Alarms on changed files; of those that are clean test files too, on the same as they are, and on one only."""
+        flagged = judge.flags(scores, bar)
+        found = clustered(flagged, files.groups)
+        where = {key: row for row, key in enumerate(self._clean.keys)}
+        pairs = [(where[key], row) for row, key in enumerate(files.keys) if key in where]
+        before = judge.flags(self._clean.scores[[row for row, _ in pairs]], bar)
+        after = flagged[[row for _, row in pairs]]
+        if pairs:
+            found["before"] = share(before)
+            found["gained"], found["lost"] = int((after & ~before).sum()), int((before & ~after).sum())
         return found
 
 

@@ -106,8 +106,9 @@ CPU = Profile(
             " InceptionV3 and ViT-B/16 with ImageNet weights."
         ),
         (
-            "One seed. At most 100 successes of each attack of the papers and 40 of each other; 400 clean files for"
-            " calibration and 300 for test."
+            "One seed. An attack stops once 100 files succeeded (40 of those beyond the papers); 400 clean files for"
+            " calibration, 300 for test, 200 for each natural change; 40 files for each adaptive attack and budget; 600"
+            " pictures for Joel et al. 2023."
         ),
     ),
 )
@@ -133,7 +134,12 @@ FULL = Profile(
     guard_steps=400,
     enrols=True,
     is_check=False,
-    reductions=(),
+    reductions=(
+        (
+            "An attack stops once 1,000 files succeeded (200 of those beyond the papers); 200 files for each adaptive"
+            " attack."
+        ),
+    ),
 )
 PROFILES = {profile.name: profile for profile in (SMOKE, CPU, FULL)}
 

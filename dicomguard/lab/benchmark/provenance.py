@@ -3,82 +3,52 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
-from types import MappingProxyType
+from typing import Final
 
-from dicomguard.lab.measure import code_digest
+from dicomguard.lab.measure import code_digest, imports_of
 
-_PICTURES = (
-    "pixels",
-    "lab/data",
-    "lab/cases.py",
-    "lab/datasets.py",
-    "lab/duplicates.py",
-    "lab/instances.py",
-    "lab/stored.py",
-)
-_SEEN = (
-    *_PICTURES,
-    "scoring",
-    "lab/detectors/sight.py",
-    "lab/figures.py",
-    "lab/benchmark/files.py",
-    "lab/benchmark/kinds/opening.py",
-)
-_ATTACKED = (*_SEEN, "attacks", "lab/attacks", "lab/benchmark/attacking.py")
-_GUARD = (*_SEEN, "enrol", "lab/certificates.py", "lab/benchmark/kinds/certified.py")
-_CLEAN = (*_SEEN, "attacks/forge.py", "lab/benchmark/shifts.py", "lab/benchmark/kinds/clean.py")
-_LOOKS = (*_SEEN, "attacks", "lab/detectors", "lab/report/noise_figures.py", "lab/benchmark/kinds/looks.py")
-_JOEL = (*_ATTACKED, "lab/detectors", "lab/benchmark/kinds/joel.py")
-_CODE: Mapping[str, tuple[str, ...]] = MappingProxyType(
+_NO_SAY: Final = frozenset(
     {
-        "victim": (
-            *_PICTURES,
-            "scoring",
-            "enrol/ranks.py",
-            "lab/victims",
-            "lab/finetune.py",
-            "lab/benchmark/kinds/victims.py",
-        ),
-        "enrolled": (*_SEEN, "attacks", "enrol", "lab/enrolling.py", "lab/benchmark/kinds/enrolled.py"),
-        "clean": _CLEAN,
-        "shift": _CLEAN,
-        "foreign": _CLEAN,
-        "attack": (*_ATTACKED, "lab/benchmark/kinds/attack.py"),
-        "adaptive": (
-            *_ATTACKED,
-            "lab/detectors",
-            "lab/benchmark/judging.py",
-            "lab/benchmark/kinds/adaptive.py",
-        ),
-        "judge": (
-            *_SEEN,
-            "enrol",
-            "lab/detectors",
-            "lab/benchmark/attacking.py",
-            "lab/benchmark/judging.py",
-            "lab/benchmark/kinds/judged.py",
-        ),
-        "noise": _LOOKS,
-        "pictures": _LOOKS,
-        "lessons": _GUARD,
-        "certified": _GUARD,
-        "pairs": _JOEL,
-        "taught": _JOEL,
+        # Which cells there are and who computes them.
+        "lab/benchmark/cell.py",
+        "lab/benchmark/progress.py",
+        "lab/benchmark/provenance.py",
+        "lab/benchmark/runner.py",
+        # How a file comes to its place, and what a person reads.
+        "lab/whole.py",
+        "lab/command.py",
+        "errors.py",
     }
 )
-"""By kind of cell the parts of dicomguard that have a say in its result: a change of others leaves it valid."""
+"""Parts of dicomguard that a cell's function imports, but that have no say in what it finds."""
+
+_MODULES: Final = {
+    "victim": "victims",
+    "shift": "clean",
+    "foreign": "clean",
+    "judge": "judged",
+    "noise": "looks",
+    "pictures": "looks",
+    "lessons": "certified",
+    "pairs": "joel",
+    "taught": "joel",
+}
+"""The module of `kinds` behind a kind of cell, where it has another name."""
+
+_LIBRARIES: Final = ("torch", "torchvision", "monai", "numpy", "scipy", "scikit-learn", "pydicom", "pillow")
 
 
 @cache
 def made_by(kind: str) -> str:
-    """Twelve hex digits that change with the code behind a kind of cell, or with torch; comments do not count."""
-    return code_digest(*_CODE[kind])[:12] + f", torch {version('torch')}"
+    """Twelve hex digits for the code behind a kind of cell, and the libraries' versions; comments do not count.
 
-
-_LIBRARIES = ("torch", "torchvision", "monai", "numpy", "scikit-learn", "pydicom")
+    The code is the kind's module and all that it imports, and so on. A change of anything else leaves results valid.
+    """
+    module = f"lab/benchmark/kinds/{_MODULES.get(kind, kind)}.py"
+    libraries = ", ".join(f"{name} {found}" for name, found in versions().items())
+    return f"{code_digest(*imports_of(module, without=_NO_SAY))[:12]}, {libraries}"
 
 
 def versions() -> dict[str, str]:

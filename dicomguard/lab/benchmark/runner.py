@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import multiprocessing as mp
+import os
+import shutil
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,6 +99,18 @@ def compute(
     return result
 
 
+def is_of_another_victim(cell: Cell, root: Path) -> bool:
+    """Whether a result was made with a victim of other weights than the one that is there now.
+
+    A victim that is trained again need not come out the same, and has the same key.
+    """
+    found = cell.result(root)
+    victim = next((need.result(root) for role, need in cell.needs if role == "victim"), None)
+    if found is None or victim is None:
+        return False
+    return "fingerprint" in found and found["fingerprint"] != victim.get("fingerprint", found["fingerprint"])
+
+
 @contextmanager
 def alone_in(work: Path) -> Iterator[None]:
     """Keep a second run out of a work folder: both would compute, and write, the same cells.
@@ -143,6 +158,8 @@ class Runner:
         outcome, waiting = Outcome(), []
         there: set[str] = set()
         for cell in in_order(list(cells)):
+            if is_of_another_victim(cell, self._root):
+                shutil.rmtree(cell.folder(self._root))
             if cell.result(self._root) is None:
                 waiting.append(cell)
             else:
@@ -245,6 +262,21 @@ class _Worker:
 
 
 _ERROR = "error.txt"
+_LOOKS_S = 1.0  # for a parent that is gone
+
+
+def _end_with(parent: int) -> None:  # pragma: no cover - runs in a process of its own
+    """End this process once its parent is gone, in the middle of whatever it computes.
+
+    The lock on the work folder goes with the parent: the next run must not meet a worker of this one there.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOKS_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _work(connection: Connection) -> None:  # pragma: no cover - runs in a process of its own
@@ -253,6 +285,7 @@ def _work(connection: Connection) -> None:  # pragma: no cover - runs in a proce
 
     from dicomguard.scoring import memory  # noqa: PLC0415
 
+    _end_with(os.getppid())
     torch.set_num_threads(1)
     memory.keep_buffers()
     while True:

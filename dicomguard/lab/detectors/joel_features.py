@@ -74,7 +74,7 @@ def lite0_features(*, flatten: bool = False) -> DeepFeatures:
         DicomguardError: its weights (the `train` extra) are not installed.
 
     """
-    from dicomguard.lab.train import imagenet  # noqa: PLC0415 - the lab's training is not needed to judge
+    from dicomguard.lab.imagenet import imagenet  # noqa: PLC0415 - not needed where other features are given
 
     words = "features of EfficientNet-Lite0 (ImageNet) stand in for DenseNet-121's"
     return DeepFeatures(imagenet().features, flatten=flatten, reduction=words, centre=0.5, scale=0.5)

@@ -27,8 +27,9 @@ def section(found: Result, figures: Path) -> Iterator[str]:
     yield from of_data_sets(one["training"] for one in grid)
     yield "### Detectors (Table 1)\n"
     yield (
-        "Accuracy on clean and attacked pictures together, percent; intervals are over patients, because a picture"
-        " counts twice. The paper, over its tasks and attacks at eps .004 and .008: "
+        "Accuracy on clean and attacked pictures together, percent; intervals are over patients, or what stands in for"
+        " them (pictures, blocks of neighbours), because a picture counts twice. The paper, over its tasks and attacks"
+        " at eps .004 and .008: "
         + "; ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in papers.JOEL_TABLE_1.items())
         + ".\n"
     )
@@ -135,7 +136,7 @@ def _control(grid: Sequence[Result]) -> str:
     rows = []
     for one in grid:
         for row in one["rows"]:
-            cells = [counted(row["tests"][name]["flagged"]) for name in names if name in row["tests"]]
+            cells = [counted(row["tests"].get(name, {}).get("flagged")) for name in names]
             how = "as published" if one["protocol"] == "paper" else "closed"
             rows.append([_of(one), how, row["detector"], counted(row["clean_flagged"]), *cells])
     return table(["data set", "leaks", "detector", "clean", *names], rows)

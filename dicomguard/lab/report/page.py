@@ -106,8 +106,10 @@ def read(results: Path, suite: str, profile: str) -> Result | None:
 def _page(there: Mapping[str, Result], missing: list[str], figures: Path, profile: str, command: str) -> Iterator[str]:
     yield f"# Lab report, profile {profile}\n"
     yield (
-        "Attacks are counted after rounding to stored bits unless a column says *floats*. Intervals are exact, 95 %."
-        " Thresholds are set on clean calibration files, by patient apart from those that anything was fitted on.\n"
+        "Attacks are counted after rounding to stored bits unless a column says *floats*. Intervals are 95 %: exact"
+        " for shares, over patients where pictures hang together, bootstraps for areas. An attack that stops at some"
+        " number of successes has success rates that are a little too large. Thresholds are set on clean calibration"
+        " files, by patient apart from those that anything was fitted on.\n"
     )
     yield f"Made by `{command}`.\n"
     for suite in missing:

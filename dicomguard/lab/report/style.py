@@ -9,6 +9,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dicomguard.lab.whole import replacing
+
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#6E6E6E"
 SKY, BLACK = "#56B4E9", "#000000"
@@ -40,10 +42,8 @@ def figure(rows: int = 1, columns: int = 1, *, width: float = 7.0, height: float
 def write(made: Figure, path: Path) -> Path:
     """As PNG at 130 dots an inch, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE), replacing(path) as partial:
         made.savefig(partial, dpi=130, format="png", metadata={"Software": None})
-    partial.rename(path)
     return path
 
 

@@ -24,7 +24,7 @@ def who(one: Mapping[str, Any]) -> str:
 
 
 def rate(found: Share | None) -> str:
-    """`97.3 (84.2-99.9)`: percent with its exact 95 % interval; a dash where there was nothing to count."""
+    """`97.3 (84.2-99.9)`: percent with its 95 % interval; a dash where there was nothing to count."""
     if found is None or found["rate"] is None:
         return "-"
     low, high = found["interval"]

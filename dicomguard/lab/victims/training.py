@@ -135,6 +135,7 @@ def train(
             "stands_in_for": {"network": victim.stands_in_for, "data_set": collection.stands_in_for},
             "reduction": reduction,
             "weights": begun.words,
+            "pretrained": begun.pretrained,
             "hardening": facts["hardening"],
             "command": command,
             "seed": options.seed,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
 from dicomguard.errors import DicomguardError
-from dicomguard.lab.train import imagenet
+from dicomguard.lab.imagenet import imagenet
 from dicomguard.lab.victims.grid import Origin, Victim
 from dicomguard.scoring import networks
 from dicomguard.scoring.classifier import classifying_layer

@@ -13,7 +13,7 @@ from dicomguard.lab.benchmark.attacking import load_attacked
 from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.files import load_files
 from dicomguard.lab.benchmark.kinds import KINDS
-from dicomguard.lab.benchmark.kinds.adaptive import KNOWING
+from dicomguard.lab.benchmark.kinds.adaptive import AGAINST_GUARD, KNOWING
 from dicomguard.lab.benchmark.kinds.opening import BUNDLE
 from dicomguard.lab.benchmark.runner import compute
 from tests.lab.data.toys import class_folders
@@ -139,7 +139,10 @@ def test_every_detector_is_judged_or_says_why_not(world: World) -> None:
                 assert one["undetected_success"]["hits"] == unseen
                 if kind == "files" and row["unseen"] is not None:
                     assert len(row["unseen"][name]) == unseen
-        assert row["shifts"] is None or row["shifts"]["Gaussian noise, 3 %"]["count"] == 12
+        if row["shifts"] is not None:
+            moved = row["shifts"]["Gaussian noise, 3 %"]
+            assert moved["count"] == moved["before"]["count"] == 12, "the same files, before and after"
+            assert moved["hits"] - moved["before"]["hits"] == moved["gained"] - moved["lost"]
     fitted = [row for row in found["rows"] if "files" in row]
     assert len(fitted) >= 5
     assert set(found["succeeded"]) == set(ATTACKS)
@@ -147,12 +150,12 @@ def test_every_detector_is_judged_or_says_why_not(world: World) -> None:
 
 def test_figures_are_drawn_of_what_succeeded(world: World) -> None:
     needs = dict(judged(world).needs)
-    found = world.run(Cell.of("pictures", "1", "pictures", needs, attacks=ATTACKS))
-    cell = Cell.of("pictures", "1", "pictures", needs, attacks=ATTACKS)
+    found = world.run(Cell.of("pictures", "1", "pictures", needs, attacks=ATTACKS, of="toy"))
+    cell = Cell.of("pictures", "1", "pictures", needs, attacks=ATTACKS, of="toy")
     assert found["charts"] == ["sigmoid-outputs.png", "bubbles.png"], "what shows no picture may be published"
     for name in (*found["charts"], *found["pictures"]):
         assert (cell.folder(world.root) / name).stat().st_size > 5000
-    nothing = Cell.of("pictures", "1", "nothing", needs | {"attack: none": _nothing(world)}, attacks=["none"])
+    nothing = Cell.of("pictures", "1", "nothing", needs | {"attack: none": _nothing(world)}, attacks=["none"], of="")
     assert world.run(nothing)["charts"] == [], "a missing figure keeps no table back"
 
 
@@ -174,7 +177,7 @@ def test_noise_is_an_attack_only_when_it_is_strong(world: World) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in KNOWING if name not in {"EOT-PGD, 32 draws", "logit matching, 8 draws"}],
+    [name for name in KNOWING if name not in {"EOT-PGD, 32 draws", "logit matching, 8 draws", AGAINST_GUARD}],
 )
 def test_an_attacker_who_knows_the_detector_keeps_the_budget(world: World, name: str) -> None:
     needs = {
@@ -199,6 +202,13 @@ def test_a_victim_is_enrolled_as_a_site_would(world: World) -> None:
     assert found["guard"]["eps"] == 0.004
     clean = Cell.of("clean", "1", "clean", {"victim": cell}, train=4, calibration=None, test=6)
     world.run(clean)
+    known = {"victim": cell, "clean": clean, "validation": world.attack("PGD 0.016", split="validation")}
+    both = Cell.of("adaptive", "1", "both", known, attack=AGAINST_GUARD, eps=0.016, cases=8)
+    taken = world.run(both)
+    kept = load_attacked(both.folder(world.root))
+    assert taken["tried"] == len(kept.attempts) >= 1
+    assert all(a.linf <= 0.016 + 1e-6 for a in kept.attempts)
+    assert all(a.flipped == a.succeeded for a in kept.attempts), "it moves stored values, so nothing dies in rounding"
     shares = [one.guard_share for one in load_files(clean.folder(world.root), "test").sight.evidence]
     assert len(shares) == 6
     assert all(share is not None for share in shares), "whoever needs it sees with its guard"

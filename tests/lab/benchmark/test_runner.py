@@ -110,3 +110,17 @@ def test_a_cell_that_fails_takes_only_what_needs_it_along(tmp_path: Path, kinds)
     found = further.result(tmp_path)
     assert found is not None
     assert found["value"] == 3
+
+
+def test_what_another_victim_left_is_made_again(tmp_path: Path, kinds) -> None:
+    victim = Cell.of("number", "1", "victim", value=1)
+    judged = Cell.of("total", "1", "judged", {"victim": victim}, plus=1)
+    runner = Runner(kinds, tmp_path, tmp_path, workers=1)
+    runner.run([judged])
+    victim.keep(tmp_path, {"value": 1, "fingerprint": "old"})
+    judged.keep(tmp_path, {"value": 2, "fingerprint": "old"})
+    assert runner.run([judged]).kept == [victim, judged]
+    victim.keep(tmp_path, {"value": 5, "fingerprint": "new"})
+    outcome = runner.run([judged])
+    assert outcome.done == [judged]
+    assert judged.result(tmp_path)["value"] == 6

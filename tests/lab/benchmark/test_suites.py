@@ -23,6 +23,7 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Where:
     monkeypatch.setattr(
         planning, "_opened", lambda name, _side, _where: SimpleNamespace(planes=1 + 2 * (name == "fundus"))
     )
+    monkeypatch.setattr(planning, "is_pretrained", lambda _family: True)
     monkeypatch.setattr(natural, "data_digest", lambda name, side, _where: f"{name}-{side}")
     return Where(tmp_path, tmp_path)
 

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from dicomguard.attacks.attacked import Attacked
+from dicomguard.attacks.joint import Budget, Pair, Tactic, joint_attack
 from dicomguard.attacks.margins import CHUNK, Margins
 from dicomguard.attacks.suite import Attack
+from dicomguard.errors import DicomguardError
 from dicomguard.lab.attacks.best_of import best_of
 from dicomguard.lab.attacks.blackbox import blackbox
 from dicomguard.lab.attacks.deep import DeepNetwork, mahalanobis
@@ -43,15 +45,22 @@ from dicomguard.scoring import features, head
 from dicomguard.scoring.bundle import Bundle
 from dicomguard.scoring.scorer import Scorer
 
+AGAINST_GUARD: Final = "victim and guard at once"
+"""The only attack that knows the guard; the victim must have one."""
 _ALPHA = 0.05
 _QUERIES = 200
+# With noise: against the noise check, too.
+_TACTICS = (Tactic(0.5, 0.5), Tactic(0.5, 1.0, 0.03), Tactic(0.8, 0.5), Tactic(0.2, 1.0, 0.03))
 
 
 class Attacker:
     """What an attacker knows of one victim: the network, the clean files, the detectors and their thresholds."""
 
-    def __init__(self, scorer: Scorer, deep: DeepNetwork, calibration: Files, validation: Files | None) -> None:
+    def __init__(
+        self, scorer: Scorer, deep: DeepNetwork, calibration: Files, validation: Files | None, bits: int
+    ) -> None:
         self.scorer = scorer
+        self.levels = (1 << bits) - 1
         self.deep = deep
         self.clean = calibration
         self.typical = Typical.of([one.seen for one in calibration.sight.evidence], len(scorer.noise.levels))
@@ -71,6 +80,22 @@ class Attacker:
         reference, held_back = divided(self.clean)
         found.fit(reference.sight)
         return found, judge.threshold(found.scores(held_back.sight), _ALPHA)
+
+    def pair(self) -> Pair:
+        """Victim and guard as functions of presentation values, which are stored values over `levels`.
+
+        Raises:
+            DicomguardError: the victim has no guard.
+
+        """
+        guard = self.scorer.guard
+        if guard is None:
+            raise DicomguardError(f"{self.scorer.name} has no guard to attack.", advice="Enrol it with a budget.")
+
+        def model(pixels: Tensor) -> Tensor:
+            return self.scorer.device_log_odds(self.prepare(pixels, torch.arange(len(pixels))))
+
+        return Pair(model, guard.logits, guard.settings.sigma)
 
     def check(self, seeds: Sequence[int]) -> NoiseCheck:
         """The noise check with noise of the attacker's own."""
@@ -171,10 +196,11 @@ def _orthogonal_to_ours(attacker: Attacker, eps: float) -> Attack:
     ours, bar = attacker.ours()
     assert ours.calibration is not None
     fitted = ours.calibration
+    model = ours.feature_model or attacker.scorer.feature_model
     settings = Orthogonal(eps=eps, slack=(0.0, fitted.margin_floor))
 
     def attack(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
-        exact = enrolled_score(attacker.seen, attacker.check(seeds), fitted, ours.feature_model)
+        exact = enrolled_score(attacker.seen, attacker.check(seeds), fitted, model)
 
         def score(current: Tensor, which: Tensor, step: int) -> Tensor:
             return exact(current, which, step).to(current)
@@ -218,6 +244,29 @@ def _stranger(attacker: Attacker, eps: float) -> Attack:
     return attack
 
 
+def _and_guard(attacker: Attacker, eps: float) -> Attack:
+    """Victim and guard at once: of several tactics the flip with the largest share of the guard's votes."""
+    pair, levels = attacker.pair(), attacker.levels
+    budget = Budget(eps, levels)
+
+    def run(pixels: Tensor, seeds: Sequence[int], chunk: int) -> Attacked:
+        del chunk
+        stored = (pixels * levels).round().long()
+        with torch.no_grad():
+            targets = others(attacker.scorer.device_log_odds(attacker.prepared(pixels)))
+        found, best = Attacked.untried(pixels), torch.full((len(pixels),), -torch.inf)
+        for place, tactic in enumerate(_TACTICS):
+            own = [seed + place for seed in seeds]
+            tried = joint_attack(pair, stored, targets, [tactic] * len(pixels), own, budget)
+            merit = torch.where(tried.flipped, tried.vote, tried.vote - 1)
+            which = (merit > best).nonzero()[:, 0]
+            best[which] = merit[which]
+            found.record(which, tried.stored[which] / levels, tried.margin[which], radius=eps)
+        return found
+
+    return _alone(run)
+
+
 KNOWING: Final[Mapping[str, Callable[[Attacker, float], Attack]]] = MappingProxyType(
     {
         "PGD": lambda _, eps: pgd_at(eps),
@@ -232,6 +281,7 @@ KNOWING: Final[Mapping[str, Callable[[Attacker, float], Attack]]] = MappingProxy
         "orthogonal PGD against ours": _orthogonal_to_ours,
         "best of ten EOT-PGD, 8 draws": _best,
         "black-box, accept or reject": _stranger,
+        AGAINST_GUARD: _and_guard,
     }
 )
 """By name and budget; PGD knows of no detector, and is what the others are compared with."""
@@ -242,9 +292,8 @@ def adaptive(settings: dict[str, Any], place: Place) -> Result:
     scorer, collection = scorer_of(place), collection_of(place)
     clean = load_files(place.folders["clean"], "calibration")
     validation = load_attacked(place.folders["validation"]).files
-    attacker = Attacker(
-        scorer, DeepNetwork(Bundle(place.folders["victim"] / BUNDLE), device=place.device), clean, validation
-    )
+    deep = DeepNetwork(Bundle(place.folders["victim"] / BUNDLE), device=place.device)
+    attacker = Attacker(scorer, deep, clean, validation, collection.bits)
     cases = collection.cases(Split.TEST)[: settings["cases"]]
     name = f"{settings['attack']} {settings['eps']:g}"
     found = attack_files(

@@ -30,7 +30,7 @@ def enrolled(settings: dict[str, Any], place: Place) -> Result:
     folder = place.folder / BUNDLE
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(place.folders["victim"] / BUNDLE, folder)
-    scorer = Scorer(Bundle(folder))
+    scorer = Scorer(Bundle(folder), device=place.device)
     cases = {split: collection.cases(split) for split in Split}
     cases[Split.TRAIN] = cases[Split.TRAIN][: settings["pictures"]]
     advance = added(place.tell)

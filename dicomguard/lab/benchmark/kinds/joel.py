@@ -108,6 +108,7 @@ def taught(settings: dict[str, Any], place: Place) -> Result:
         rows.append({**found.figures, "tests": others})
         place.tell((number + 1) / len(detectors))
     return {
+        "fingerprint": place.needs["clean"]["fingerprint"],
         "rows": rows,
         "victim": place.needs["victim"],
         "clean_accuracy": place.needs["clean"]["accuracy"],

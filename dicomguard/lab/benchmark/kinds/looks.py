@@ -57,7 +57,8 @@ def _answers(scorer: Scorer, images: Any) -> NDArray[np.int64]:
 def pictures(settings: dict[str, Any], place: Place) -> Result:
     """The noise-consistency paper's Figures 1 and 3 to 6 for one victim, in the cell's folder.
 
-    Under the first of `attacks` that succeeded at all. `charts` show no picture of the data set, `pictures` do.
+    Under the first of `attacks` that succeeded at all; `of`: the victim, for titles. `charts` show no picture of the
+    data set, `pictures` do.
     """
     scorer = scorer_of(place)
     clean = load_files(place.folders["clean"], "test")
@@ -65,7 +66,7 @@ def pictures(settings: dict[str, Any], place: Place) -> Result:
     name, attacked = next(((name, files) for name, files in succeeded.items() if files is not None), ("", None))
     if attacked is None:
         return {"charts": [], "pictures": [], "none_because": f"none of {', '.join(succeeded)} changed an answer"}
-    title = f"{place.needs['victim']['title'].removeprefix('train ')}, {name}"
+    title = f"{settings['of']}, {name}"
     where = {key: row for row, key in enumerate(clean.keys)}
     pairs = [(where[key], row) for row, key in enumerate(attacked.keys) if key in where]
     charts = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from typing import Any
 
+from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.kinds.opening import BUNDLE
 from dicomguard.lab.benchmark.progress import added
@@ -46,6 +48,12 @@ def victim(settings: dict[str, Any], place: Place) -> Result:
         work=place.folder / "work",
         tick=tick,
     )
+    if report["pretrained"] != settings["pretrained"]:
+        shutil.rmtree(place.folder / BUNDLE)
+        raise DicomguardError(
+            f"weights that were to be had when the run began were not when training did: {report['weights']}.",
+            advice="Run the same command again.",
+        )
     return {"training": report, "fingerprint": report["fingerprint"]}
 
 

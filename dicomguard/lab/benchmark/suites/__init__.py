@@ -12,7 +12,7 @@ from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.profile import Profile
 from dicomguard.lab.benchmark.suites import adaptive, certified, joel2023, natural, noise_consistency
 from dicomguard.lab.benchmark.suites.planning import Plan, Where, place_of
-from dicomguard.lab.whole import write_json
+from dicomguard.lab.whole import replacing, write_json
 
 FIGURES = "figures"
 """The folder beside the tables for charts of cells."""
@@ -62,7 +62,7 @@ def write(made: Plan, work: Path, results: Path, *, command: str) -> Path:
         "profile": made.profile.name,
         "reductions": made.profile.reductions,
         "command": command,
-        "versions": _versions(found.values()),
+        "versions": _versions(result for cell in made.everything() if (result := cell.result(work)) is not None),
         "cells": {name: cell.key for name, cell in made.cells.items()},
         "charts": _charts(made, found, work, results),
     }
@@ -78,6 +78,7 @@ def _charts(made: Plan, found: Mapping[str, Result], work: Path, results: Path) 
             _, place, _ = place_of(name)
             file = f"lab-{made.name}-{made.profile.name}-{place.called('of').replace('/', '-')}--{chart}"
             (results / FIGURES).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(made.cells[name].folder(work) / chart, results / FIGURES / file)
+            with replacing(results / FIGURES / file) as partial:
+                shutil.copyfile(made.cells[name].folder(work) / chart, partial)
             charts.setdefault(place.called(""), []).append(f"{FIGURES}/{file}")
     return charts

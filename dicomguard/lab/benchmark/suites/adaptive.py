@@ -13,9 +13,18 @@ from typing import Any, Final
 import numpy as np
 
 from dicomguard.lab.benchmark.cell import Cell, Result
-from dicomguard.lab.benchmark.kinds.adaptive import KNOWING
+from dicomguard.lab.benchmark.kinds.adaptive import AGAINST_GUARD, KNOWING
 from dicomguard.lab.benchmark.profile import Profile
-from dicomguard.lab.benchmark.suites.planning import ALPHAS, Plan, Where, cell, known_files, place_of, places
+from dicomguard.lab.benchmark.suites.planning import (
+    ALPHAS,
+    Plan,
+    Where,
+    cell,
+    has_guard,
+    known_files,
+    place_of,
+    places,
+)
 from dicomguard.lab.figures import share
 
 NAME: Final = "adaptive"
@@ -34,6 +43,7 @@ _THOROUGH: Final = frozenset(
 _THOROUGH_AT: Final = (0.008, 0.016)
 _STRANGER: Final = "black-box, accept or reject"
 _STRANGER_AT: Final = (0.016,)
+_GUARDED_AT: Final = (0.002, 0.004, 0.008, 0.016)
 _CHECKED: Final = ("PGD", "EOT-PGD, 8 draws")
 _CHECKED_AT: Final = (0.002, 0.016)
 
@@ -50,6 +60,8 @@ def plan(profile: Profile, where: Where) -> Plan:
         known = known_files(profile, place, where)
         needs = dict(known)
         for attack in profile.some(tuple(KNOWING), _CHECKED):
+            if attack == AGAINST_GUARD and not has_guard(profile, place, where):
+                continue
             for eps in profile.some(_budgets(attack), _CHECKED_AT):
                 needs[f"attack: {attack}, eps {eps:g}"] = cell(
                     "adaptive", f"{place}: {attack} {eps:g}", known, attack=attack, eps=eps, cases=profile.adaptive
@@ -61,6 +73,8 @@ def plan(profile: Profile, where: Where) -> Plan:
 def _budgets(attack: str) -> tuple[float, ...]:
     if attack == _STRANGER:
         return _STRANGER_AT
+    if attack == AGAINST_GUARD:
+        return _GUARDED_AT
     return _THOROUGH_AT if attack in _THOROUGH else BUDGETS
 
 

