@@ -185,7 +185,7 @@ def test_an_attacker_who_knows_the_detector_keeps_the_budget(world: World, name:
         "clean": world.clean,
         "validation": world.attack("PGD 0.016", split="validation"),
     }
-    cell = Cell.of("adaptive", "1", name, needs, attack=name, eps=0.016, cases=12)
+    cell = Cell.of("adaptive", "1", name, needs, attack=name, eps=0.016, cases=6)
     found = world.run(cell)
     kept = load_attacked(cell.folder(world.root))
     assert found["tried"] == len(kept.attempts) >= 1
