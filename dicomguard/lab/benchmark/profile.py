@@ -15,14 +15,14 @@ class Profile:
     """Sizes of a run. `None` stands for all there are.
 
     `seeds`: every victim is trained with each. `victims`, `joel_victim`: families, by their names in `victims.grid`;
-    `epochs`, `pictures`: of their training, at most. `training`, `calibration`, `test`: clean files. `wanted`: how many
-    successes of each attack, `further`: of those beyond the papers'; `tried`: files that are attacked at most;
-    `choosing`: successes on the validation split, by which the paper's noise level is chosen. `adaptive`: files for
-    each adaptive attack and budget. `shifted`: clean files for each natural change. `joel_pictures`: that the detectors
-    of Joel et al. 2023 are taught and tested on; `small_detectors`: small networks and few epochs for those.
-    `guard_epochs`, `guard_steps`: of a certified guard, at least so many steps. `enrols`: whether victims are enrolled
-    as a site would, guard included. `is_check`: one data set, a few attacks and budgets, to see that everything runs.
-    `reductions`: what the tables say of all this.
+    `epochs`, `pictures`: of their training, at most, `hardening_epochs` where it is adversarial. `training`,
+    `calibration`, `test`: clean files. `wanted`: how many successes of each attack, `further`: of those beyond the
+    papers'; `tried`: files that are attacked at most; `choosing`: successes on the validation split, by which the
+    paper's noise level is chosen. `adaptive`: files for each adaptive attack and budget. `shifted`: clean files for
+    each natural change. `joel_pictures`: that the detectors of Joel et al. 2023 are taught and tested on;
+    `small_detectors`: small networks and few epochs for those. `guard_epochs`, `guard_steps`: of a certified guard, at
+    least so many steps. `enrols`: whether victims are enrolled as a site would, guard included. `is_check`: one data
+    set, a few attacks and budgets, to see that everything runs. `reductions`: what the tables say of all this.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Profile:
     tried: int | None
     choosing: int
     epochs: int | None
+    hardening_epochs: int | None
     pictures: int | None
     adaptive: int
     shifted: int | None
@@ -66,6 +67,7 @@ SMOKE = Profile(
     tried=24,
     choosing=6,
     epochs=4,
+    hardening_epochs=4,
     pictures=600,
     adaptive=2,
     shifted=16,
@@ -90,6 +92,7 @@ CPU = Profile(
     tried=None,
     choosing=24,
     epochs=None,
+    hardening_epochs=12,
     pictures=None,
     adaptive=40,
     shifted=200,
@@ -106,9 +109,9 @@ CPU = Profile(
             " InceptionV3 and ViT-B/16 with ImageNet weights."
         ),
         (
-            "One seed. An attack stops once 100 files succeeded (40 of those beyond the papers); 400 clean files for"
-            " calibration, 300 for test, 200 for each natural change; 40 files for each adaptive attack and budget; 600"
-            " pictures for Joel et al. 2023."
+            "One seed; 12 epochs of adversarial training. An attack stops once 100 files succeeded (40 of those beyond"
+            " the papers); 400 clean files for calibration, 300 for test, 200 for each natural change; 40 files for each"
+            " adaptive attack and budget; 600 pictures for Joel et al. 2023."
         ),
     ),
 )
@@ -125,6 +128,7 @@ FULL = Profile(
     tried=None,
     choosing=100,
     epochs=None,
+    hardening_epochs=None,
     pictures=None,
     adaptive=200,
     shifted=None,

@@ -129,7 +129,7 @@ def victim_cell(profile: Profile, place: Place, where: Where, *, hardening: floa
         data_set=place.data_set,
         side=side,
         data=data_digest(place.data_set, side, where),
-        epochs=profile.epochs,
+        epochs=profile.epochs if hardening is None else profile.hardening_epochs,
         pictures=profile.pictures,
         seed=place.seed,
         hardening=hardening,
