@@ -110,7 +110,7 @@ CPU = Profile(
         ),
         (
             "One seed; 12 epochs of adversarial training. An attack stops once 100 files succeeded (40 of those beyond"
-            " the papers); 400 clean files for calibration, 300 for test, 200 for each natural change; 40 files for each"
+            " the papers); 400 clean files for calibration, 300 for test, 200 for each natural change, 40 for each"
             " adaptive attack and budget; 600 pictures for Joel et al. 2023."
         ),
     ),
