@@ -11,8 +11,8 @@ from dicomguard.lab.report.words import counted, rate, table, who
 
 Result = Mapping[str, Any]
 _DRAWN = ("noise check of the paper", "ours", "ours, without the guard")
-_BROKEN = 0.9
-_WITHIN = 0.016
+BROKEN = 0.9
+WITHIN = 0.016
 AS_THEY_ARE = "as they are"
 _SHOWN = (
     "noise check of the paper",
@@ -51,7 +51,7 @@ def adaptive(found: Result, figures: Path) -> Iterator[str]:
         }
         if panels:
             file = f"adaptive-{one['family']}-{one['data_set']}-{one['seed']}.png"
-            path = shares(panels, figures / file, x="eps", y="undetected success", log=True, bar=_BROKEN)
+            path = shares(panels, figures / file, x="eps", y="undetected success", log=True, bar=BROKEN)
             yield f"![Undetected success against eps: {title}](figures/{path.name})\n"
 
 
@@ -74,11 +74,11 @@ def _pooled(found: Mapping[str, Any], budgets: Sequence[str]) -> list[str]:
 
 
 def _verdict(name: str, found: Mapping[str, Any]) -> str:
-    broken = sorted(float(eps) for eps, share in found.items() if (share["rate"] or 0) >= _BROKEN)
+    broken = sorted(float(eps) for eps, share in found.items() if (share["rate"] or 0) >= BROKEN)
     if not broken:
-        return f"All attacks together do not reach an undetected success of {_BROKEN:.0%} against {name}.\n"
-    where = "within" if broken[0] <= _WITHIN else "beyond"
-    return f"Broken ({_BROKEN:.0%} undetected by any attack) from eps {broken[0]:g} on, {where} {_WITHIN:g}.\n"
+        return f"All attacks together do not reach an undetected success of {BROKEN:.0%} against {name}.\n"
+    where = "within" if broken[0] <= WITHIN else "beyond"
+    return f"Broken ({BROKEN:.0%} undetected by any attack) from eps {broken[0]:g} on, {where} {WITHIN:g}.\n"
 
 
 def _plain(found: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dicomguard.lab.benchmark.judging import AT_RATE
@@ -13,7 +14,7 @@ from dicomguard.lab.report.words import both, both_rates, counted, mean, of_data
 
 Result = Mapping[str, Any]
 EARLY = ("early-stopped FGSM", "early-stopped BIM", "early-stopped PGD", "DeepFool")
-_PAPER = "noise check of the paper"
+PAPER = "noise check of the paper"
 _FIXED = re.compile(r"(FGSM|BIM|PGD|APGD|Square) 0\.\d+")
 _COMPARED = ("paper, its theta", "paper at 5 %", "ours at 5 %")
 
@@ -127,7 +128,7 @@ def _detection(grid: Sequence[Result]) -> str:
     rows = []
     for one in grid:
         for attack in one["attacks"]:
-            paper, own, distance = named(one, _PAPER), ours(one), named(one, "Mahalanobis")
+            paper, own, distance = named(one, PAPER), ours(one), named(one, "Mahalanobis")
             low, at_rate = named(one, "low margin"), named(one, AT_RATE)
             rows.append(
                 [
@@ -169,7 +170,7 @@ def means(grid: Sequence[Result], kind: str) -> tuple[float | None, float | None
     tpr, fpr = [], []
     # Where nothing survives rounding there is no TPR: such a cell is left out, and the table says how many are in.
     for one in grid:
-        row = named(one, _PAPER)
+        row = named(one, PAPER)
         if row is None:
             continue
         at = point(row, kind)
@@ -194,9 +195,9 @@ def _means(grid: Sequence[Result]) -> Iterator[str]:
     columns = ["victim", "counted on", "mean TPR", "mean FPR", "cells", "points above the paper's mean TPR"]
     yield table([*columns, "std of the mean TPR over seeds"], rows)
     levels = [
-        f"{who(one)} on {one['data_set']}: {named(one, _PAPER)['level'] + 1} %"  # type: ignore[index]
+        f"{who(one)} on {one['data_set']}: {named(one, PAPER)['level'] + 1} %"  # type: ignore[index]
         for one in grid
-        if named(one, _PAPER) is not None
+        if named(one, PAPER) is not None
     ]
     yield f"Noise level chosen on validation files: {'; '.join(levels)}.\n"
 
@@ -208,34 +209,59 @@ def _spread(members: Sequence[Result], kind: str) -> str:
     return f"{statistics.stdev(rates):.1f} ({len(rates)} seeds)" if len(rates) > 1 else "one seed"
 
 
-def _fixed(grid: Sequence[Result]) -> str:
-    """Whether ours beats the paper's check on every attack at a fixed budget, at its theta and at the same rate."""
-    rows = []
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One attack over the victims that all of the paper's check, the same at our rate, and ours are judged on.
+
+    `means`: of TPR and FPR, in that order; `more`, `as_many`: on how many of `victims` ours finds more than the paper's
+    at its theta and at our rate, or as many.
+    """
+
+    means: tuple[tuple[float | None, float | None], ...]
+    more: tuple[int, int]
+    as_many: tuple[int, int]
+    victims: int
+
+
+def fixed(grid: Sequence[Result]) -> dict[str, Compared]:
+    """Every attack at a fixed budget, on files."""
+    found = {}
     for attack in dict.fromkeys(name for one in grid for name in one["attacks"] if _FIXED.fullmatch(name)):
-        found = [[named(one, _PAPER), named(one, AT_RATE), ours(one)] for one in grid if attack in one["attacks"]]
-        judged = [[point(row) for row in three if row is not None and "attacks" in point(row)] for three in found]
-        counted_in = [
-            points
-            for points in judged
-            if len(points) == len(_COMPARED) and points[0]["attacks"][attack]["detected"]["rate"] is not None
+        rows = [[named(one, PAPER), named(one, AT_RATE), ours(one)] for one in grid if attack in one["attacks"]]
+        judged = [[point(row) for row in three if row is not None and "attacks" in point(row)] for three in rows]
+        points = [three for three in judged if len(three) == len(_COMPARED)]
+        points = [three for three in points if three[0]["attacks"][attack]["detected"]["rate"] is not None]
+        tpr = [[at["attacks"][attack]["detected"]["rate"] for at in three] for three in points]
+        fpr = [[at["strata"]["correct"]["rate"] for at in three] for three in points]
+        if points:
+            found[attack] = Compared(
+                tuple((mean(one[k] for one in tpr), mean(one[k] for one in fpr)) for k in range(len(_COMPARED))),
+                (sum(one[2] > one[0] for one in tpr), sum(one[2] > one[1] for one in tpr)),
+                (sum(one[2] == one[0] for one in tpr), sum(one[2] == one[1] for one in tpr)),
+                len(points),
+            )
+    return found
+
+
+def _fixed(grid: Sequence[Result]) -> str:
+    """Whether ours beats the paper's check on them, at its theta and at the same rate."""
+    rows = [
+        [
+            attack,
+            *(f"{percent(tpr)} | {percent(fpr)}" for tpr, fpr in one.means),
+            *(
+                f"{more} more, {same} as many of {one.victims}"
+                for more, same in zip(one.more, one.as_many, strict=True)
+            ),
         ]
-        if not counted_in:
-            continue
-        tpr = [[at["attacks"][attack]["detected"]["rate"] for at in points] for points in counted_in]
-        fpr = [[at["strata"]["correct"]["rate"] for at in points] for points in counted_in]
-        means_of = [(mean(one[place] for one in tpr), mean(one[place] for one in fpr)) for place in range(3)]
-        against = [
-            f"{sum(one[2] > one[place] for one in tpr)} more, {sum(one[2] == one[place] for one in tpr)} as many of"
-            f" {len(tpr)}"
-            for place in (0, 1)
-        ]
-        rows.append([attack, *(f"{percent(rates)} | {percent(alarms)}" for rates, alarms in means_of), *against])
+        for attack, one in fixed(grid).items()
+    ]
     words = "Attacks at a fixed budget, on files: mean TPR | FPR over victims; on how many victims ours finds more.\n\n"
     return words + table(["attack", *_COMPARED, "than the paper's", "than the paper's at 5 %"], rows)
 
 
 def _compared(one: Result) -> Iterator[tuple[str, Result]]:
-    for name, row in (("paper", named(one, _PAPER)), ("paper at 5 %", named(one, AT_RATE)), ("ours", ours(one))):
+    for name, row in (("paper", named(one, PAPER)), ("paper at 5 %", named(one, AT_RATE)), ("ours", ours(one))):
         if row is not None:
             yield name, row
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from markdown_it import MarkdownIt
 
 from dicomguard.errors import DicomguardError
-from dicomguard.lab.report import further_sections, joel_section, noise_section, papers
+from dicomguard.lab.report import further_sections, joel_section, noise_section, papers, reproduced
 from dicomguard.lab.whole import write_text
 
 Result = Mapping[str, Any]
@@ -61,7 +61,9 @@ def write(results: Path, out: Path, profile: str, *, command: str, work: Path | 
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     there = {suite: {**one, "charts": _shown(one, results, work, figures)} for suite, one in there.items()}
-    text = "\n".join(_page(there, [suite for suite in found if suite not in there], figures, profile, command)) + "\n"
+    missing = [suite for suite in found if suite not in there]
+    lines = _page(there, missing, reproduced.read_reasons(results), figures, profile, command)
+    text = "\n".join(lines) + "\n"
     markdown, page = out / "report.md", out / "report.html"
     write_text(markdown, text)
     write_text(page, as_html(text, out))
@@ -103,7 +105,14 @@ def read(results: Path, suite: str, profile: str) -> Result | None:
     return found
 
 
-def _page(there: Mapping[str, Result], missing: list[str], figures: Path, profile: str, command: str) -> Iterator[str]:
+def _page(
+    there: Mapping[str, Result],
+    missing: list[str],
+    reasons: Mapping[str, str],
+    figures: Path,
+    profile: str,
+    command: str,
+) -> Iterator[str]:
     yield f"# Lab report, profile {profile}\n"
     yield (
         "Attacks are counted after rounding to stored bits unless a column says *floats*. Intervals are 95 %: exact"
@@ -115,6 +124,7 @@ def _page(there: Mapping[str, Result], missing: list[str], figures: Path, profil
     for suite in missing:
         line = f"dicomguard lab benchmark --suite {suite} --profile {profile}"
         yield f"*{_TITLES[suite]}: not measured yet (`{line}`).*\n"
+    yield from reproduced.section(there, reasons)
     for suite, found in there.items():
         yield f"## {_TITLES[suite]}\n"
         versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dicomguard.errors import DicomguardError
+from dicomguard.lab.figures import share
+from dicomguard.lab.report import reproduced
+
+
+def rated(hits: int, count: int = 100) -> dict[str, Any]:
+    return share([True] * hits + [False] * (count - hits))
+
+
+def row(detector: str, tpr: dict[str, int], fpr: int, *, theta: bool = False) -> dict[str, Any]:
+    at = {"attacks": {name: {"detected": rated(hits)} for name, hits in tpr.items()}, "strata": {"correct": rated(fpr)}}
+    judged = {"theta": at if theta else None, "points": [at]}
+    return {"detector": detector, "files": judged, "floats": judged}
+
+
+def noise(early: int, confident: int, own: int) -> dict[str, Any]:
+    tpr = {"early-stopped BIM": early, "DeepFool": early, "PGD 0.008": confident}
+    rows = [
+        row("noise check of the paper", tpr, 4, theta=True),
+        row("noise check of the paper, at the promised rate", tpr, 5),
+        row("ours", {**tpr, "PGD 0.008": own}, 5),
+        row("Mahalanobis", dict.fromkeys(tpr, 50), 5),
+    ]
+    one = {"family": "toy", "data_set": "blobs", "seed": 0, "attacks": {name: {} for name in tpr}, "rows": rows}
+    return {"grid": [one]}
+
+
+def claims(found: dict[str, Any]) -> dict[str, reproduced.Claim]:
+    return {claim.id: claim for claim in reproduced._noise_consistency(found)}
+
+
+def test_a_claim_holds_within_three_points_and_not_beyond() -> None:
+    assert claims(noise(94, 20, 90))["noise-consistency/floats-toy"].holds
+    missed = claims(noise(92, 20, 90))["noise-consistency/floats-toy"]
+    assert missed.holds is False
+    assert missed.measured.startswith("92.0 | 4.0")
+
+
+def test_ours_must_find_more_than_the_paper() -> None:
+    assert claims(noise(97, 20, 21))["ours/PGD-0.008"].holds
+    assert claims(noise(97, 20, 20))["ours/PGD-0.008"].holds is False, "as many is not more"
+
+
+def test_what_does_not_hold_has_its_reason_or_says_that_it_has_none() -> None:
+    page = "".join(
+        reproduced.section({"noise-consistency": noise(92, 20, 21)}, {"noise-consistency/floats-toy": "it is a toy"})
+    )
+    assert "**no**: it is a toy (noise-consistency/floats-toy)" in page
+    assert "**no**: reason not written yet (noise-consistency/files-toy)" in page
+    assert "".join(reproduced.section({"certified": {"grid": []}}, {})) == ""
+
+
+def test_an_adaptive_attack_must_break_the_paper_within_the_budget() -> None:
+    def found(at: dict[str, int]) -> reproduced.Claim:
+        row = {"any": {eps: rated(hits) for eps, hits in at.items()}}
+        one = {"family": "toy", "data_set": "blobs", "seed": 0, "detectors": {"noise check of the paper": row}}
+        (claim,) = reproduced._adaptive({"grid": [one]})
+        return claim
+
+    assert found({"0.008": 40, "0.016": 95}).holds
+    assert found({"0.008": 40, "0.016": 80, "0.032": 99}).holds is False, "beyond the budget it does not count"
+
+
+def test_reasons_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    assert reproduced.read_reasons(tmp_path) == {}
+    (tmp_path / reproduced.REASONS).write_text("a/b: because\n")
+    assert reproduced.read_reasons(tmp_path) == {"a/b": "because"}
+    (tmp_path / reproduced.REASONS).write_text("- a\n")
+    with pytest.raises(DicomguardError, match="no list of reasons"):
+        reproduced.read_reasons(tmp_path)
+    (tmp_path / reproduced.REASONS).write_text("a: [\n")
+    with pytest.raises(DicomguardError, match="cannot be read"):
+        reproduced.read_reasons(tmp_path)
