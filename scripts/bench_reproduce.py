@@ -30,6 +30,9 @@ from rich.progress import track
 from dicomguard import phantom
 from dicomguard.cli import compose
 from dicomguard.config import load
+from dicomguard.lab.command import line
+from dicomguard.lab.promises_page import enrolled as read_enrolled
+from dicomguard.lab.whole import write_json
 from dicomguard.screen.screener import Screener
 from dicomguard.spool.store import Settling, Spool
 from dicomguard.study import Receipt, Uid, utc_now
@@ -78,6 +81,7 @@ def main() -> None:
     parser.add_argument("--files", type=Path, help="a folder with DICOM files instead of phantoms")
     parser.add_argument("--mode", choices=("enforce", "shadow"), default="enforce")
     parser.add_argument("--threads", type=int, default=2, help="of the second process; the first has one")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"))
     given = parser.parse_args()
     logging.getLogger("dicomguard").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="dicomguard-reproduce-") as temporary:
@@ -102,17 +106,22 @@ def main() -> None:
         for line in lines[:-1]:
             if line["outcome"] != "agrees":
                 print(json.dumps(line))
-        print(
-            json.dumps(
-                {
-                    **(lines[-1] if lines else {}),
-                    "recorded": counts,
-                    "screened_s": round(screened_s, 1),
-                    "reproduced_s": round(time.monotonic() - started, 1),
-                }
-            )
-        )
+        found = {
+            **(lines[-1] if lines else {}),
+            "recorded": counts,
+            "screened_s": round(screened_s, 1),
+            "reproduced_s": round(time.monotonic() - started, 1),
+        }
+        print(json.dumps(found))
+        write_json(given.results / f"reproduce-{given.bundle.name}.json", {**made_with(given.bundle), **found})
     sys.exit(done.returncode)
+
+
+def made_with(bundle: Path) -> dict[str, str | None]:
+    """Which bundle, enrolment and command a result belongs to."""
+    enrolled = read_enrolled(bundle)
+    fingerprint, digest = enrolled or (None, None)
+    return {"fingerprint": fingerprint, "enrolment": digest, "command": line("scripts/bench reproduce", sys.argv[1:])}
 
 
 def screen(config: compose.Config, spool: Spool) -> tuple[dict[str, int], float]:

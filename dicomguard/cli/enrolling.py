@@ -56,6 +56,9 @@ def enrol(
         str | None,
         typer.Option("--window", help="LOW,HIGH: the guard's range in modality units, such as -1000,1000 for CT."),
     ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="Where the node will score: cpu, cuda, cuda:1 ... An enrolment is for one.")
+    ] = "cpu",
     config: DecoderOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -73,7 +76,7 @@ def enrol(
         raise typer.BadParameter("give either --clean with a folder of clean studies, or --show")
     if clean is not None:
         limits = _range(window)
-        scorer = Scorer(Bundle(bundle))
+        scorer = Scorer(Bundle(bundle), device=device)
         gathered = Gathered(scorer, limits, wants_guard=eps > 0)
         files = list(find_files([clean]))
         truths = {} if labels is None else _match(labels, _read_labels(labels, scorer.head), clean, files)

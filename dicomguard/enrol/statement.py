@@ -70,7 +70,10 @@ def _lines(e: Enrolment) -> Iterator[str]:
     yield f"# What dicomguard promises for {e.bundle}"
     yield ""
     yield f"Bundle fingerprint `{e.fingerprint}`, enrolled {e.created}."
-    yield f"Clean set: {c.images} images of {c.patients} patients ({c.source}), SHA-256 `{c.sha256}`."
+    yield (
+        f"Clean set: {c.images} images of {c.patients} patients, or groups that stand in for them ({c.source}), SHA-256"
+        f" `{c.sha256}`."
+    )
     if c.left_out or c.unreadable:
         yield (
             f"**Not in it**: {c.left_out} image(s) that no guard could look at (palette colour, ranges without"

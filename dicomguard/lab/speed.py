@@ -37,6 +37,7 @@ from dicomguard.scoring import calibration, head, noise
 from dicomguard.scoring.bundle import Bundle
 from dicomguard.scoring.calibration import COMPONENTS, NOISE_COMPONENTS, Calibration, Evidence
 from dicomguard.scoring.consistency import noisy_copies
+from dicomguard.scoring.device import usable
 from dicomguard.scoring.noise import Seeds
 from dicomguard.scoring.scorer import Batch, Scorer
 
@@ -60,6 +61,12 @@ class Field:
     ) -> None:
         bundle = Bundle(folder)
         self.scorer = Scorer.load(folder, device=device)
+        if self.scorer.device.type != usable(device).type:
+            raise BundleError(
+                f"{self.scorer.name} was not enrolled on {device}, so that it would be timed on"
+                f" {self.scorer.device.type}.",
+                advice=f"Enrol a copy with 'dicomguard enrol --device {device}' and give that.",
+            )
         self._eager = bundle.network.eval()
         self._mean = torch.tensor(bundle.inference.input.mean).view(1, -1, 1, 1)
         self._std = torch.tensor(bundle.inference.input.std).view(1, -1, 1, 1)

@@ -11,8 +11,10 @@ from typing import Any
 
 TPR = {0.05: 0.97, 0.01: 0.90}
 CERTIFIED = {0.004: (0.85, 0.92), 0.008: (0.76, 0.85), 0.012: (0.62, 0.75), 0.016: (None, 0.65)}
+_DEPTHS = {8, 12}  # stored bits that the shipped enrolments are for
 LEAST_FILES = 300  # attacked files that a figure should rest on
 ATTEMPTS = 2000
+_DECISIONS = 1000  # to be made again
 SIZES = {1: None, 10: 2, 100: 5, 500: 12}  # images of a study, and how few attacked ones should be found
 NOT_MEASURED = "not measured yet"
 LACKING = (
@@ -70,6 +72,12 @@ def of_bundle(name: str, results: Mapping[str, Result]) -> Iterator[Target]:
 def _files(name: str, result: Result | None) -> Iterator[Target]:
     reports: Mapping[int, Result] = {report["bits"]: report for report in (result or {}).get("reports", ())}
     yield Target(f"{name}/score-fpr", "clean files flagged as shipped, in the band of alpha", lambda: _in_turn(result))
+    for bits in sorted(_DEPTHS - set(reports)) if reports else ():
+        yield Target(
+            f"{name}/score-tpr-{bits}",
+            f"each attack flagged, {bits} bits",
+            lambda bits=bits: _flagged(reports[bits], 0.05),  # type: ignore[misc]
+        )
     for bits in sorted(reports) or (0,):
         depth, end = (f", {bits} bits", f"-{bits}") if bits else ("", "")
         for alpha, aim in TPR.items():
@@ -144,8 +152,8 @@ def _counted(report: Result) -> Found:
 
 
 def _loss(report: Result) -> Found:
-    worst, low, high, words = max(
-        (loss["loss"], loss["low"], loss["high"], f"{attack}, alpha {alpha}")
+    worst, high, low, words = max(
+        (loss["loss"], loss["high"], loss["low"], f"{attack}, alpha {alpha}")
         for alpha, losses in report["cascade_loss"].items()
         for attack, loss in losses.items()
     )
@@ -195,7 +203,7 @@ def _at_most(value: float, limit: float) -> Found:
 
 
 def _speed(name: str, results: Mapping[str, Result]) -> Iterator[Target]:
-    soundness, speed, card = (results.get(kind) for kind in ("soundness", "speed", "card"))
+    soundness, speed, card, again = (results.get(kind) for kind in ("soundness", "speed", "card", "reproduce"))
     yield Target(
         f"{name}/soundness-attempts", f"adaptive attempts on certificates, >= {ATTEMPTS}", lambda: _many(soundness)
     )
@@ -210,6 +218,7 @@ def _speed(name: str, results: Mapping[str, Result]) -> Iterator[Target]:
             f"noise check as fast as {words}, >= {least:g} times",
             lambda key=key, least=least: _ratio(speed, key, least),  # type: ignore[misc]
         )
+    yield Target(f"{name}/reproduce-agree", "1,000 recorded decisions made again, all agree", lambda: _agree(again))
     yield Target(
         f"{name}/card-throughput",
         "on a card, of the plain model's forward at as many passes, >= .80",
@@ -217,10 +226,19 @@ def _speed(name: str, results: Mapping[str, Result]) -> Iterator[Target]:
     )
 
 
+def _agree(result: Result | None) -> Found:
+    _require(result)
+    count, agrees = result["decisions"], result["agrees"]  # type: ignore[index]
+    short = max(_DECISIONS - agrees, count - agrees)
+    return Found(f"{agrees} of {count}", "" if short <= 0 else f"by {short}")
+
+
 def _many(result: Result | None) -> Found:
     _require(result)
     count = result["attempts"]  # type: ignore[index]
-    return Found(str(count), "" if count >= ATTEMPTS else f"by {ATTEMPTS - count}")
+    could = result["a"]["judged"]  # type: ignore[index]
+    words = f"{count}, of which {could} changed the model's answer on agreeing bases and could contradict"
+    return Found(words, "" if count >= ATTEMPTS else f"by {ATTEMPTS - count}")
 
 
 def _falsified(result: Result | None) -> Found:
