@@ -7,20 +7,13 @@ from typing import Any
 
 from scipy import stats
 
+from dicomguard.enrol.intervals import clopper_pearson
 from dicomguard.scoring.enrolment import CertifiedShare, Enrolment
 from dicomguard.scoring.study_test import StudyCalibration
 
 _SIZES = (1, 10, 100, 500)
 _DILUTED = (1, 2, 10, 100, 500)  # images in a study of which one is attacked
 _BITS = (8, 12, 16)
-
-
-def clopper_pearson(hits: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a binomial share (Clopper, Pearson 1934)."""
-    tail = (1 - confidence) / 2
-    low = 0.0 if hits == 0 else float(stats.beta.ppf(tail, hits, count - hits + 1))
-    high = 1.0 if hits == count else float(stats.beta.ppf(1 - tail, hits + 1, count - hits))
-    return low, high
 
 
 def false_alarm_band(held_back: int, alpha: float, confidence: float = 0.95) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from dicomguard.enrol.statement import clopper_pearson
+from dicomguard.enrol.intervals import clopper_pearson
 
 
 def beta_binomial_band(calibrated: int, alpha: float, tested: int, confidence: float = 0.95) -> tuple[int, int]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dicomguard.enrol.statement import clopper_pearson
+from dicomguard.enrol.intervals import clopper_pearson
 from dicomguard.lab.figures import beta_binomial_band, clustered, share, worded
 
 

@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from dicomguard.enrol.intervals import clopper_pearson
 from dicomguard.enrol.ranks import auroc
-from dicomguard.enrol.statement import clopper_pearson
 from dicomguard.lab.figures import share
 from dicomguard.lab.live.accounts import Account, Status, latency_s
 
