@@ -208,6 +208,8 @@ class Runner:
     def _listen(self, outcome: Outcome, there: set[str]) -> None:
         """Wait until a worker says something, or dies."""
         busy = {worker.connection: worker for worker in self._workers if worker.cell is not None}
+        if not busy:  # all that waited was left out
+            return
         for connection in wait(list(busy)):
             worker = busy[connection]  # type: ignore[index] # only our own connections were asked for
             cell = worker.cell

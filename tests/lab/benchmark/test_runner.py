@@ -112,6 +112,14 @@ def test_a_cell_that_fails_takes_only_what_needs_it_along(tmp_path: Path, kinds)
     assert found["value"] == 3
 
 
+@pytest.mark.slow
+def test_a_failure_that_comes_last_ends_the_run(tmp_path: Path, kinds) -> None:
+    late = number(1, until=2)
+    outcome = Runner(kinds, tmp_path, tmp_path, workers=1).run([total(late)])
+    assert [cell for cell, _ in outcome.failed] == [late]
+    assert outcome.skipped == [total(late)]
+
+
 def test_what_another_victim_left_is_made_again(tmp_path: Path, kinds) -> None:
     victim = Cell.of("number", "1", "victim", value=1)
     judged = Cell.of("total", "1", "judged", {"victim": victim}, plus=1)
