@@ -20,8 +20,8 @@ DATA_SETS: Final = ("brain_mri", "lung_ct", "breast_us")
 """Their MRI task, and stand-ins for LIDC-IDRI and CBIS-DDSM."""
 FIRST_ORDER: Final = ("FGSM", "BIM", "PGD")
 SWEEP: Final = (0.001, 0.002, 0.004, 0.006, 0.008, 0.016)
-HIGHER: Final = (("CW-L2 kappa", 1.0), ("CW-L2 kappa", 5.0))
-"""Beyond first order, at two confidences in log-odds."""
+HIGHER: Final = (("CW-L2 kappa", 1.0),)
+"""Beyond first order, by a confidence in log-odds: hundreds of gradients a picture."""
 TAUGHT_ON: Final = {"brain_mri": 0.008, "lung_ct": 0.006, "breast_us": 0.004}
 """The budget of BIM that teaches the detectors, fixed for each data set as in their code."""
 _CHECKED_AT: Final = 0.008
@@ -45,7 +45,7 @@ def plan(profile: Profile, where: Where) -> Plan:
         sweep = profile.some(SWEEP, (_CHECKED_AT,))
         tests = [(attack, eps) for attack in FIRST_ORDER for eps in sweep]
         tests += [(NOISE, eps) for eps in profile.some(_NOISE_AT, (_CHECKED_AT,))]
-        tests += profile.some(HIGHER, HIGHER[:1])
+        tests += profile.some(HIGHER, ())
         cells |= plain.taught(("BIM", taught_on), "closed", tests)
         if profile.is_check:
             continue
