@@ -134,6 +134,12 @@ def _policy(config: Config) -> Iterator[Check]:
     if config.policy.overdue == "forward" and config.mode == "enforce":
         message = "policy.overdue is 'forward': late studies pass unscreened. Write 'overdue: quarantine' to hold them."
         yield Check("policy", "warn", message)
+    if config.policy.unmatched == "forward" and any(section.mode == "enforce" for section in config.bundles):
+        message = (
+            "policy.unmatched is 'forward': an image whose headers match no bundle passes unchecked, also where somebody"
+            " changed them. Write 'unmatched: quarantine' where none but matching images should come."
+        )
+        yield Check("policy", "warn", message)
     if config.policy.unknown_size == "forward" and config.mode == "enforce":
         message = (
             "policy.unknown_size is 'forward': enough clean images beside it let any image pass. Write 'unknown_size:"

@@ -237,6 +237,13 @@ class TestDoctor:
         assert rows["policy"]["state"] == "warn"
         assert "let any image pass" in rows["policy"]["message"]
 
+    def test_images_that_pass_around_the_check_are_named(self, desk):
+        settings = yaml.safe_load(desk.path.read_text()) | {"bundles": [{"path": "somewhere", "mode": "enforce"}]}
+        for action, is_named in (("forward", True), ("quarantine", False)):
+            desk.path.write_text(yaml.safe_dump(settings | {"policy": {"unmatched": action}}))
+            messages = [row["message"] for row in desk.run("doctor", "--json")[2] if row["name"] == "policy"]
+            assert any("passes unchecked" in message for message in messages) == is_named
+
     def test_a_queue_without_a_destination_is_named(self, desk_with_studies):
         desk = desk_with_studies
         settings = yaml.safe_load(desk.path.read_text())
