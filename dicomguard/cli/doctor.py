@@ -136,8 +136,8 @@ def _policy(config: Config) -> Iterator[Check]:
         yield Check("policy", "warn", message)
     if config.policy.unmatched == "forward" and any(section.mode == "enforce" for section in config.bundles):
         message = (
-            "policy.unmatched is 'forward': an image whose headers match no bundle passes unchecked, also where somebody"
-            " changed them. Write 'unmatched: quarantine' where none but matching images should come."
+            "policy.unmatched is 'forward': an image whose headers match no bundle passes unchecked, also where those"
+            " were changed. Write 'unmatched: quarantine' where none but matching images should come."
         )
         yield Check("policy", "warn", message)
     if config.policy.unknown_size == "forward" and config.mode == "enforce":
