@@ -37,7 +37,6 @@ from dicomguard.scoring import calibration, head, noise
 from dicomguard.scoring.bundle import Bundle
 from dicomguard.scoring.calibration import COMPONENTS, NOISE_COMPONENTS, Calibration, Evidence
 from dicomguard.scoring.consistency import noisy_copies
-from dicomguard.scoring.device import usable
 from dicomguard.scoring.noise import Seeds
 from dicomguard.scoring.scorer import Batch, Scorer
 
@@ -61,7 +60,7 @@ class Field:
     ) -> None:
         bundle = Bundle(folder)
         self.scorer = Scorer.load(folder, device=device)
-        if self.scorer.device.type != usable(device).type:
+        if not self.scorer.is_on(device):
             raise BundleError(
                 f"{self.scorer.name} was not enrolled on {device}, so that it would be timed on"
                 f" {self.scorer.device.type}.",

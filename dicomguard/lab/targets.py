@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dicomguard.lab.recipes import RECIPES
+
 TPR = {0.05: 0.97, 0.01: 0.90}
 CERTIFIED = {0.004: (0.85, 0.92), 0.008: (0.76, 0.85), 0.012: (0.62, 0.75), 0.016: (None, 0.65)}
-_DEPTHS = {8, 12}  # stored bits that the shipped enrolments are for
 LEAST_FILES = 300  # attacked files that a figure should rest on
 ATTEMPTS = 2000
 _DECISIONS = 1000  # to be made again
@@ -72,7 +73,7 @@ def of_bundle(name: str, results: Mapping[str, Result]) -> Iterator[Target]:
 def _files(name: str, result: Result | None) -> Iterator[Target]:
     reports: Mapping[int, Result] = {report["bits"]: report for report in (result or {}).get("reports", ())}
     yield Target(f"{name}/score-fpr", "clean files flagged as shipped, in the band of alpha", lambda: _in_turn(result))
-    for bits in sorted(_DEPTHS - set(reports)) if reports else ():
+    for bits in sorted(set(RECIPES[name].bits) - set(reports)) if reports and name in RECIPES else ():
         yield Target(
             f"{name}/score-tpr-{bits}",
             f"each attack flagged, {bits} bits",

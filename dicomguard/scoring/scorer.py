@@ -232,6 +232,10 @@ class Scorer:
             votes.append(vote)
         return evidence, votes
 
+    def is_on(self, device: str) -> bool:
+        """Whether it computes where it was asked to: not where its enrolment is for another path."""
+        return self.device.type == torch.device(device).type
+
     def answer(self, pixels: Tensor) -> Answered:
         """What the protected model says to prepared pixels, on the canonical path."""
         return self._answered(self._canonical, pixels, _CHUNK)

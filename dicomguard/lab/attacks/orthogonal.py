@@ -97,7 +97,8 @@ def orthogonal_pgd(
 
 
 def _at(score: DetectorScore, step: int) -> Margins:
-    return lambda current, which: score(current, which, step)
+    """Its score at a step; some count in double precision, margins do not."""
+    return lambda current, which: score(current, which, step).to(current)
 
 
 def _without(one: Tensor, other: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from dicomguard.errors import DicomguardError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Profile:
     is_check: bool
     reductions: tuple[str, ...]
 
-    def some(self, everything: T, few: T) -> T:
+    def some(self, everything: _T, few: _T) -> _T:
         """What a run of this profile takes: everything, or a few where it only checks."""
         return few if self.is_check else everything
 

@@ -99,14 +99,13 @@ def compute(
     return result
 
 
-def is_of_another_victim(cell: Cell, root: Path) -> bool:
-    """Whether a result was made with a victim of other weights than the one that is there now.
+def _is_of_another_victim(cell: Cell, found: Result, root: Path) -> bool:
+    """Whether a cell's result was made with a victim of other weights than the one that is there now.
 
     A victim that is trained again need not come out the same, and has the same key.
     """
-    found = cell.result(root)
     victim = next((need.result(root) for role, need in cell.needs if role == "victim"), None)
-    if found is None or victim is None:
+    if victim is None:
         return False
     return "fingerprint" in found and found["fingerprint"] != victim.get("fingerprint", found["fingerprint"])
 
@@ -158,9 +157,11 @@ class Runner:
         outcome, waiting = Outcome(), []
         there: set[str] = set()
         for cell in in_order(list(cells)):
-            if is_of_another_victim(cell, self._root):
+            found = cell.result(self._root)
+            if found is not None and _is_of_another_victim(cell, found, self._root):
                 shutil.rmtree(cell.folder(self._root))
-            if cell.result(self._root) is None:
+                found = None
+            if found is None:
                 waiting.append(cell)
             else:
                 outcome.kept.append(cell)

@@ -19,7 +19,7 @@ _HIGHER = "CW-L2"
 def section(found: Result, figures: Path) -> Iterator[str]:
     """Markdown of one run of the suite; figures are drawn into a folder."""
     grid = found["grid"]
-    main = [one for one in grid if _taught_as_published(found, one)]
+    main = [one for one in grid if taught_as_published(found, one)]
     plain = [one for one in main if one["victim"] == "plain"]
     closed, published = ([one for one in plain if one["protocol"] == protocol] for protocol in ("closed", "paper"))
     yield "### Victims\n"
@@ -58,10 +58,16 @@ def section(found: Result, figures: Path) -> Iterator[str]:
     yield from _figures(closed, figures)
 
 
-def _taught_as_published(found: Result, one: Result) -> bool:
+def taught_as_published(found: Result, one: Result) -> bool:
+    """Whether the detectors of a row were taught on what the paper's code teaches with."""
     teacher = one["taught_on"]
     eps: float = found["taught_on"].get(one["data_set"], 0.008)
     return bool(teacher["attack"] == "BIM" and teacher["eps"] == eps)
+
+
+def is_in_table_1(name: str) -> bool:
+    """Whether a test is one of the paper's: its attacks, at its two budgets."""
+    return name.endswith(_SHOWN) and not name.startswith(_NOISE)
 
 
 def _victims(grid: Sequence[Result]) -> str:
@@ -71,9 +77,7 @@ def _victims(grid: Sequence[Result]) -> str:
     rows = []
     for (kind, data_set), one in seen.items():
         attacked = [
-            f"{name} {counted(share)}"
-            for name, share in one["attacked_accuracy"].items()
-            if name.endswith(_SHOWN) and not name.startswith(_NOISE)
+            f"{name} {counted(share)}" for name, share in one["attacked_accuracy"].items() if is_in_table_1(name)
         ]
         training = one["training"]
         rows.append([kind, data_set, rate(one["clean_accuracy"]), "; ".join(attacked), training["reduction"] or "none"])
@@ -83,7 +87,7 @@ def _victims(grid: Sequence[Result]) -> str:
 def _columns(grid: Sequence[Result]) -> list[str]:
     """Attacks at the paper's two budgets, and those beyond first order."""
     names = dict.fromkeys(name for one in grid for row in one["rows"] for name in row["tests"])
-    return [name for name in names if name.startswith(_HIGHER) or (name.endswith(_SHOWN) and _NOISE not in name)]
+    return [name for name in names if name.startswith(_HIGHER) or is_in_table_1(name)]
 
 
 def _detectors(grid: Sequence[Result]) -> str:

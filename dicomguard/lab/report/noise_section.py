@@ -16,7 +16,7 @@ Result = Mapping[str, Any]
 EARLY = ("early-stopped FGSM", "early-stopped BIM", "early-stopped PGD", "DeepFool")
 PAPER = "noise check of the paper"
 _FIXED = re.compile(r"(FGSM|BIM|PGD|APGD|Square) 0\.\d+")
-_COMPARED = ("paper, its theta", "paper at 5 %", "ours at 5 %")
+_COLUMNS = ("paper, its theta", "paper at 5 %", "ours at 5 %")
 
 
 def section(found: Result) -> Iterator[str]:
@@ -165,15 +165,14 @@ def _detection(grid: Sequence[Result]) -> str:
     )
 
 
-def means(grid: Sequence[Result], kind: str) -> tuple[float | None, float | None, str]:
-    """Mean TPR and FPR of the paper's check over the attacks of its Table 2, and of how many cells."""
+def means(grid: Sequence[Result], kind: str, name: str = PAPER) -> tuple[float | None, float | None, str]:
+    """Mean TPR and FPR of a detector over the attacks of the paper's Table 2, and of how many cells."""
     tpr, fpr = [], []
     # Where nothing survives rounding there is no TPR: such a cell is left out, and the table says how many are in.
     for one in grid:
-        row = named(one, PAPER)
-        if row is None:
+        row = named(one, name)
+        if row is None or "attacks" not in (at := point(row, kind)):
             continue
-        at = point(row, kind)
         fpr.append(at["strata"]["correct"]["rate"])
         tpr += [at["attacks"][attack]["detected"]["rate"] for attack in EARLY if attack in at["attacks"]]
     return mean(tpr), mean(fpr), f"{sum(value is not None for value in tpr)} of {len(tpr)}"
@@ -227,15 +226,14 @@ def fixed(grid: Sequence[Result]) -> dict[str, Compared]:
     """Every attack at a fixed budget, on files."""
     found = {}
     for attack in dict.fromkeys(name for one in grid for name in one["attacks"] if _FIXED.fullmatch(name)):
-        rows = [[named(one, PAPER), named(one, AT_RATE), ours(one)] for one in grid if attack in one["attacks"]]
-        judged = [[point(row) for row in three if row is not None and "attacks" in point(row)] for three in rows]
-        points = [three for three in judged if len(three) == len(_COMPARED)]
+        rows = [[point(row) for _, row in _compared(one)] for one in grid if attack in one["attacks"]]
+        points = [three for three in rows if len(three) == len(_COLUMNS) and all("attacks" in at for at in three)]
         points = [three for three in points if three[0]["attacks"][attack]["detected"]["rate"] is not None]
         tpr = [[at["attacks"][attack]["detected"]["rate"] for at in three] for three in points]
         fpr = [[at["strata"]["correct"]["rate"] for at in three] for three in points]
         if points:
             found[attack] = Compared(
-                tuple((mean(one[k] for one in tpr), mean(one[k] for one in fpr)) for k in range(len(_COMPARED))),
+                tuple((mean(one[k] for one in tpr), mean(one[k] for one in fpr)) for k in range(len(_COLUMNS))),
                 (sum(one[2] > one[0] for one in tpr), sum(one[2] > one[1] for one in tpr)),
                 (sum(one[2] == one[0] for one in tpr), sum(one[2] == one[1] for one in tpr)),
                 len(points),
@@ -257,7 +255,7 @@ def _fixed(grid: Sequence[Result]) -> str:
         for attack, one in fixed(grid).items()
     ]
     words = "Attacks at a fixed budget, on files: mean TPR | FPR over victims; on how many victims ours finds more.\n\n"
-    return words + table(["attack", *_COMPARED, "than the paper's", "than the paper's at 5 %"], rows)
+    return words + table(["attack", *_COLUMNS, "than the paper's", "than the paper's at 5 %"], rows)
 
 
 def _compared(one: Result) -> Iterator[tuple[str, Result]]:
@@ -371,7 +369,7 @@ def _random(grid: Sequence[Result]) -> str:
 
 def _charts(found: Result) -> Iterator[str]:
     for one in found["grid"]:
-        files = found["charts"].get(f"/{one['family']}/{one['data_set']}/{one['seed']}", ())
+        files = found["charts"].get(f"{one['family']}/{one['data_set']}/{one['seed']}", ())
         if files:
             yield f"**{who(one)} on {one['data_set']}**\n"
         for file in files:

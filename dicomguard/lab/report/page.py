@@ -78,11 +78,11 @@ def _shown(found: Result, results: Path, work: Path | None, figures: Path) -> di
         if kind == "pictures":
             folder = work / kind / key
             shown = json.loads((folder / "result.json").read_text())["pictures"] if folder.exists() else []
-            sources.setdefault(f"/{victim}", []).extend(folder / picture for picture in shown)
+            sources.setdefault(victim, []).extend(folder / picture for picture in shown)
     copied: dict[str, list[str]] = {}
     for victim, paths in sources.items():
         for path in paths:
-            name = path.name if "--" in path.name else f"{victim.strip('/').replace('/', '-')}--{path.name}"
+            name = f"{victim.replace('/', '-')}--{path.name.rpartition('--')[2]}"
             shutil.copyfile(path, figures / name)
             copied.setdefault(victim, []).append(f"{figures.name}/{name}")
     return copied

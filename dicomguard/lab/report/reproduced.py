@@ -16,13 +16,13 @@ import yaml
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.report import papers
 from dicomguard.lab.report.further_sections import BROKEN, WITHIN
-from dicomguard.lab.report.noise_section import EARLY, PAPER, fixed, means, named, point
-from dicomguard.lab.report.words import mean, percent, table, who
+from dicomguard.lab.report.joel_section import is_in_table_1, taught_as_published
+from dicomguard.lab.report.noise_section import PAPER, fixed, means
+from dicomguard.lab.report.words import percent, table, who
 
 Result = Mapping[str, Any]
 REASONS: Final = "lab-reasons.yaml"
 _POINTS = 0.03  # by which a mean may miss the paper's
-_AT = (" 0.004", " 0.008")  # the budgets of Joel et al.'s Table 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def _noise_consistency(found: Result) -> Iterator[Claim]:
                 f"{percent(tpr)} | {percent(fpr)} ({cells} cells)",
                 None if tpr is None or fpr is None else tpr >= least and fpr <= most,
             )
-    theirs, distance = (_mean_early(grid, name) for name in (PAPER, "Mahalanobis"))
+    theirs, distance = (means(grid, "floats", name)[0] for name in (PAPER, "Mahalanobis"))
     yield Claim(
         "noise-consistency/mahalanobis",
         f"the paper's check finds more of its four attacks than Mahalanobis ({papers.MAHALANOBIS[0]})",
@@ -96,20 +96,8 @@ def _noise_consistency(found: Result) -> Iterator[Claim]:
         )
 
 
-def _mean_early(grid: list[Result], name: str) -> float | None:
-    rows = [row for one in grid if (row := named(one, name)) is not None and "attacks" in point(row, "floats")]
-    tables = [point(row, "floats")["attacks"] for row in rows]
-    return mean(of[attack]["detected"]["rate"] for of in tables for attack in EARLY if attack in of)
-
-
 def _joel(found: Result) -> Iterator[Claim]:
-    main = [
-        one
-        for one in found["grid"]
-        if one["victim"] == "plain"
-        and one["taught_on"]["attack"] == "BIM"
-        and one["taught_on"]["eps"] == found["taught_on"].get(one["data_set"])
-    ]
+    main = [one for one in found["grid"] if one["victim"] == "plain" and taught_as_published(found, one)]
     for protocol, words in (("paper", "as published"), ("closed", "leaks closed")):
         runs = [one for one in main if one["protocol"] == protocol]
         for name, (low, high) in papers.JOEL_TABLE_1.items():
@@ -119,7 +107,7 @@ def _joel(found: Result) -> Iterator[Claim]:
                 for row in one["rows"]
                 if row["detector"].startswith(name)
                 for test in row["tests"]
-                if test.endswith(_AT) and test.startswith(("FGSM", "BIM", "PGD"))
+                if is_in_table_1(test)
             ]
             if rates:
                 yield Claim(

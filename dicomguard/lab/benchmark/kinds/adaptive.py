@@ -200,11 +200,7 @@ def _orthogonal_to_ours(attacker: Attacker, eps: float) -> Attack:
     settings = Orthogonal(eps=eps, slack=(0.0, fitted.margin_floor))
 
     def attack(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
-        exact = enrolled_score(attacker.seen, attacker.check(seeds), fitted, model)
-
-        def score(current: Tensor, which: Tensor, step: int) -> Tensor:
-            return exact(current, which, step).to(current)
-
+        score = enrolled_score(attacker.seen, attacker.check(seeds), fitted, model)
         return orthogonal_pgd(margins, score, bar, pixels, seeds, settings, chunk=chunk).attacked
 
     return attack

@@ -24,7 +24,7 @@ from dicomguard.lab.stored import read
 def clean(settings: dict[str, Any], place: Place) -> Result:
     """Look at clean files of the calibration and test splits: `calibration`, `test`, at most so many of each.
 
-    And at `training` files, without noise: for detectors that learn features.
+    And at `train` files of the training split, without noise: for detectors that learn features.
     """
     scorer, collection = scorer_of(place), collection_of(place)
     parts = {

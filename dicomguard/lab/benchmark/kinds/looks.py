@@ -12,7 +12,9 @@ from dicomguard.lab.benchmark.attacking import load_attacked
 from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.files import Files, load_files, opened, seed_of
 from dicomguard.lab.benchmark.kinds.opening import collection_of, scorer_of
+from dicomguard.lab.benchmark.progress import added
 from dicomguard.lab.benchmark.runner import Place
+from dicomguard.lab.cases import batches
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.detectors.joel import with_uniform_noise
 from dicomguard.lab.detectors.noise_check import Kind, Reading, drops
@@ -33,8 +35,9 @@ def random_noise(settings: dict[str, Any], place: Place) -> Result:
     scorer, collection = scorer_of(place), collection_of(place)
     cases = collection.cases(Split.TEST)[: settings["cases"]]
     changed: dict[float, list[bool]] = {strength: [] for strength in STRENGTHS}
-    for start in range(0, len(cases), _BATCH):
-        files = [opened(case, case.make(collection.bits), scorer.fingerprint) for case in cases[start : start + _BATCH]]
+    advance = added(place.tell)
+    for group in batches(cases, _BATCH):
+        files = [opened(case, case.make(collection.bits), scorer.fingerprint) for case in group]
         images = [one.image for one in files]
         before = _answers(scorer, images)
         right = np.array([answer == one.case.truth for answer, one in zip(before, files, strict=True)], bool)
@@ -42,7 +45,7 @@ def random_noise(settings: dict[str, Any], place: Place) -> Result:
             seed = seed_of(files[0].case.key, f"noise {strength}")
             after = _answers(scorer, with_uniform_noise(images, strength, seed=seed))
             flips.extend((after != before)[right].tolist())
-        place.tell(start / len(cases))
+        advance(len(group) / len(cases))
     return {
         "fingerprint": scorer.fingerprint,
         "success": {f"{strength:g}": share(flips) for strength, flips in changed.items()},

@@ -6,7 +6,6 @@ from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.runner import Place
 from dicomguard.lab.benchmark.sets import opened_set
 from dicomguard.lab.data import Collection
-from dicomguard.scoring.device import usable
 from dicomguard.scoring.scorer import Scorer
 
 BUNDLE = "bundle"  # the folder of a victim's cell that holds it
@@ -20,7 +19,7 @@ def scorer_of(place: Place, role: str = "victim") -> Scorer:
 
     """
     scorer = Scorer.load(place.folders[role] / BUNDLE, device=place.device)
-    if scorer.device.type != usable(place.device).type:
+    if not scorer.is_on(place.device):
         raise DicomguardError(
             f"{scorer.name} was enrolled elsewhere and would compute on {scorer.device.type}, not {place.device}.",
             advice="Delete the folder of its 'enrolled' cell; the next run enrols it again.",

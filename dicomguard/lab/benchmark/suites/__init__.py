@@ -76,9 +76,9 @@ def _charts(made: Plan, found: Mapping[str, Result], work: Path, results: Path) 
     for name, result in found.items():
         for chart in result.get("charts", ()):
             _, place, _ = place_of(name)
-            file = f"lab-{made.name}-{made.profile.name}-{place.called('of').replace('/', '-')}--{chart}"
+            file = f"lab-{made.name}-{made.profile.name}-{place.path.replace('/', '-')}--{chart}"
             (results / FIGURES).mkdir(parents=True, exist_ok=True)
             with replacing(results / FIGURES / file) as partial:
                 shutil.copyfile(made.cells[name].folder(work) / chart, partial)
-            charts.setdefault(place.called(""), []).append(f"{FIGURES}/{file}")
+            charts.setdefault(place.path, []).append(f"{FIGURES}/{file}")
     return charts

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -31,19 +32,17 @@ NAME: Final = "adaptive"
 DATA_SETS: Final = ("chest_xray", "brain_mri")
 BUDGETS: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 """The largest one must break every check that is no proof, or the attack is too weak."""
-_THOROUGH: Final = frozenset(
+_FEWER: Final[Mapping[str, tuple[float, ...]]] = MappingProxyType(
     {
-        "EOT-PGD, 32 draws",
-        "orthogonal PGD against the paper's check",
-        "orthogonal PGD against ours",
-        "best of ten EOT-PGD, 8 draws",
+        "EOT-PGD, 32 draws": (0.008, 0.016),
+        "orthogonal PGD against the paper's check": (0.008, 0.016),
+        "orthogonal PGD against ours": (0.008, 0.016),
+        "best of ten EOT-PGD, 8 draws": (0.008, 0.016),
+        "black-box, accept or reject": (0.016,),
+        AGAINST_GUARD: (0.002, 0.004, 0.008, 0.016),
     }
 )
-"""Attacks that take so long that they are made at few budgets."""
-_THOROUGH_AT: Final = (0.008, 0.016)
-_STRANGER: Final = "black-box, accept or reject"
-_STRANGER_AT: Final = (0.016,)
-_GUARDED_AT: Final = (0.002, 0.004, 0.008, 0.016)
+"""Of attacks that take so long that they are made at few budgets."""
 _CHECKED: Final = ("PGD", "EOT-PGD, 8 draws")
 _CHECKED_AT: Final = (0.002, 0.016)
 
@@ -62,20 +61,12 @@ def plan(profile: Profile, where: Where) -> Plan:
         for attack in profile.some(tuple(KNOWING), _CHECKED):
             if attack == AGAINST_GUARD and not has_guard(profile, place, where):
                 continue
-            for eps in profile.some(_budgets(attack), _CHECKED_AT):
+            for eps in profile.some(_FEWER.get(attack, BUDGETS), _CHECKED_AT):
                 needs[f"attack: {attack}, eps {eps:g}"] = cell(
                     "adaptive", f"{place}: {attack} {eps:g}", known, attack=attack, eps=eps, cases=profile.adaptive
                 )
         cells[place.called("judge")] = cell("judge", f"{place}: judge adaptive attacks", needs, alphas=ALPHAS)
     return Plan(NAME, profile, cells, assemble)
-
-
-def _budgets(attack: str) -> tuple[float, ...]:
-    if attack == _STRANGER:
-        return _STRANGER_AT
-    if attack == AGAINST_GUARD:
-        return _GUARDED_AT
-    return _THOROUGH_AT if attack in _THOROUGH else BUDGETS
 
 
 def assemble(results: Mapping[str, Result]) -> dict[str, Any]:

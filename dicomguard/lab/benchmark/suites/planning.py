@@ -64,9 +64,14 @@ class Place:
     def __str__(self) -> str:
         return f"{self.family}, {self.data_set}, seed {self.seed}"
 
+    @property
+    def path(self) -> str:
+        """Its name among names of cells."""
+        return f"{self.family}/{self.data_set}/{self.seed}"
+
     def called(self, kind: str, *more: str) -> str:
         """The name of a cell of this victim."""
-        return "/".join((kind, self.family, self.data_set, str(self.seed), *more))
+        return "/".join((kind, self.path, *more))
 
     @property
     def facts(self) -> dict[str, Any]:
