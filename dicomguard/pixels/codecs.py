@@ -56,7 +56,7 @@ def decode(frame: bytes, described: Description, transfer_syntax_uid: str) -> tu
     Raises RefusalError where the codestream is damaged, or is not what the data set's header announced.
     """
     if transfer_syntax_uid == RLELossless:
-        return _sign(_rle(frame, described), described, described.bits_stored, is_lossless=True), ""
+        return _used(_rle(frame, described), described), ""
     if transfer_syntax_uid == _DEFLATED_FRAMES:
         bound = (described.bits_per_frame + 7) // 8
         return native(inflate(frame, bound + 2), 0, described, little=True), ""
@@ -78,6 +78,8 @@ def decode(frame: bytes, described: Description, transfer_syntax_uid: str) -> tu
     if not stream.is_signed:
         depth = min(stream.precision, described.bits_stored)
         is_lossless = transfer_syntax_uid in _LOSSLESS
+        if is_lossless:
+            _check_unused(samples, described, depth - 1, stream.precision)
         samples = _sign(samples, described, depth, is_lossless=is_lossless)
     return samples, colour
 
@@ -169,8 +171,37 @@ def _rle_bytes(frame: bytes, sample_bytes: int, expected: int) -> bytes:
     return decoded[:expected]
 
 
+def _used(samples: Samples, described: Description) -> Samples:
+    """The Bits Stored below High Bit of whole samples, with their sign. Raises RefusalError: see `_check_unused`."""
+    if described.bits_stored < described.bits_allocated:
+        _check_unused(samples, described, described.high_bit, described.bits_allocated)
+    shift = described.high_bit + 1 - described.bits_stored
+    return _sign(samples >> shift if shift else samples, described, described.bits_stored, is_lossless=True)
+
+
+def _check_unused(samples: Samples, described: Description, high_bit: int, width: int) -> None:
+    """Refuse samples of `width` bits whose unused bits say something.
+
+    Above High Bit every sample must have zeros, or every sample its sign; below the bits stored, zeros. An overlay in
+    there (retired in PS3.5-2004) or anything else is a picture of its own to a reader that does not mask it: what is
+    judged and what the AI computes from would be two.
+    """
+    below = high_bit + 1 - min(described.bits_stored, high_bit + 1)
+    seen = int(np.bitwise_or.reduce(samples, axis=None))
+    is_clear = seen >> (high_bit + 1) == 0
+    if not is_clear and described.is_signed:
+        ones = (1 << (width - high_bit - 1)) - 1
+        above, sign = samples >> (high_bit + 1), (samples >> high_bit) & 1
+        is_clear = bool(np.array_equal(above, sign * samples.dtype.type(ones)))
+    if not is_clear or seen & ((1 << below) - 1):
+        raise undecodable(
+            f"Bits outside of the {described.bits_stored} Bits Stored are set, by an overlay or by something else; "
+            "a reader that does not mask them sees another picture."
+        )
+
+
 def _sign(samples: Samples, described: Description, depth: int, *, is_lossless: bool) -> Samples:
-    """Drop what is not Bits Stored (overlays, unused bits) and give the sign back where the codec knew none."""
+    """Drop what is not Bits Stored and give the sign back where the codec knew none."""
     top = (1 << described.bits_stored) - 1
     if described.is_signed:
         spare = 32 - depth
@@ -208,10 +239,7 @@ def native(data: Any, start_bit: int, described: Description, *, little: bool) -
         values = np.moveaxis(values.reshape(samples, rows, columns), 0, -1)
     else:
         values = values.reshape(rows, columns, samples)
-    shift = described.high_bit + 1 - described.bits_stored
-    if shift:
-        values = values >> shift
-    return _sign(values, described, described.bits_stored, is_lossless=True)
+    return _used(values, described)
 
 
 def swap_words(raw: bytes) -> bytes:

@@ -89,6 +89,16 @@ def test_signed_values_keep_their_sign(build: Any, syntax: str, encode: Any) -> 
     np.testing.assert_array_equal(packed[0].pixels, plain[0].pixels)
 
 
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize(("syntax", "encode"), [case[:2] for case in LOSSLESS], ids=[case[2] for case in LOSSLESS])
+def test_a_second_picture_in_unused_bits_is_refused(build: Any, syntax: str, encode: Any, signed: bool) -> None:
+    stored = smooth(2047)
+    images(compressed(build, stored, encode(stored, 16), syntax, bits=12, signed=signed))
+    stored[3, 4] |= 0x2000
+    with pytest.raises(RefusalError, match="a reader that does not mask them sees another picture"):
+        images(compressed(build, stored, encode(stored, 16), syntax, bits=12, signed=signed))
+
+
 @pytest.mark.parametrize(
     ("syntax", "bits", "progressive"),
     [("50", 8, False), ("51", 8, False), ("51", 12, False), ("55", 12, True), ("53", 12, True)],

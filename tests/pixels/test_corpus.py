@@ -141,9 +141,6 @@ def test_decoded_values_are_pydicoms(real: list[Outcome]) -> None:
             got = np.moveaxis(image.pixels, 0, -1)
             # Colour conversion: pydicom rounds to whole grey levels on the way, we do not.
             tolerance = 0.6 / 255 if "YBR" in image.photometric_interpretation else 1e-4
-            if expected.shape != got.shape:
-                assert outcome.path.name == "mlut_18.dcm"
-                continue
             np.testing.assert_allclose(got, expected, atol=tolerance, err_msg=outcome.path.name)
             compared[outcome.transfer_syntax_uid] += 1
     finally:

@@ -171,18 +171,36 @@ def test_the_mapping_is_the_picture(
     np.testing.assert_allclose(image.pixels[0], expected, atol=2e-4)
 
 
-def test_overlay_bits_above_bits_stored_are_masked(build: Any) -> None:
-    assert values(build(np.array([[0xF000, 0x8FFF]]))) == [0.0, 1.0]
+@pytest.mark.parametrize(
+    ("stored", "signed", "more"),
+    [
+        ([[0, 0x1000]], False, {}),
+        ([[0x8FFF, 0]], False, {}),
+        ([[0x8010, 0x000F]], False, {"HighBit": 15}),
+        ([[0x800F, 0xFFF0]], False, {"HighBit": 15}),
+        # Signed: one sample with its sign, the other with zeros; and bits that are neither.
+        ([[0xF800, 0x0800]], True, {}),
+        ([[0x7FF | 0x7000, 0]], True, {}),
+        ([[0xF7FF, 0]], True, {}),
+    ],
+    ids=["overlay", "top", "below", "below one", "both signs", "no sign", "wrong sign"],
+)
+def test_a_second_picture_in_unused_bits_is_refused(
+    build: Any, stored: list[list[int]], signed: bool, more: dict[str, int]
+) -> None:
+    dataset = build(np.array(stored, np.uint16).view(np.int16) if signed else np.array(stored), signed=signed, **more)
+    with pytest.raises(RefusalError, match="a reader that does not mask them sees another picture") as refused:
+        images(dataset)
+    assert refused.value.reason is Reason.UNDECODABLE
 
 
-def test_bits_below_a_high_bit_that_is_not_the_last_are_dropped(build: Any) -> None:
-    assert values(build(np.array([[0x800F, 0xFFFF]]), HighBit=15)) == [round(2048 / 4095, 5), 1.0]
+def test_bits_below_a_high_bit_that_is_not_the_last_are_shifted_out(build: Any) -> None:
+    assert values(build(np.array([[0x8000, 0xFFF0]]), HighBit=15)) == [round(2048 / 4095, 5), 1.0]
 
 
-def test_signed_values_with_dirty_upper_bits(build: Any) -> None:
-    # 12 bits of 0x7FF and of 0x800 with the upper bits set the wrong way.
-    stored = np.array([[0x7FF | 0x7000, 0x0800]])
-    assert values(build(stored, signed=True)) == [1.0, 0.0]
+@pytest.mark.parametrize("stored", [[[0x7FF, 0x0800]], [[0x7FF, 0xF800]]], ids=["zeros", "sign"])
+def test_signed_values_may_be_extended_by_zeros_or_by_their_sign(build: Any, stored: list[list[int]]) -> None:
+    assert values(build(np.array(stored, np.uint16).view(np.int16), signed=True)) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian], ids=["implicit", "big endian"])
