@@ -40,7 +40,7 @@ def forge_all(
     """Attack images with each of `attacks`; those with no affine way back to stored values are left out."""
     shapes: dict[tuple[int, ...], list[int]] = {}
     for place, image in enumerate(images):
-        if image.mapping is not None and image.pixels.shape[0] == 1:
+        if image.mapping is not None:
             shapes.setdefault(image.pixels.shape, []).append(place)
     tried = sum(map(len, shapes.values()))
     found = []

@@ -19,7 +19,7 @@ from dicomguard.lab.detectors.knn import NearestNeighbours
 from dicomguard.lab.detectors.mahalanobis import Mahalanobis
 from dicomguard.lab.detectors.mgm import UnimodalGaussian
 from dicomguard.lab.detectors.noise_check import Fixed, FixedLevel, NoiseCheck
-from dicomguard.lab.detectors.ours import Ours
+from dicomguard.lab.detectors.ours import Enrolled, Ours
 from dicomguard.lab.detectors.sight import Detector
 from dicomguard.lab.detectors.squeezing import FeatureSqueezing
 from dicomguard.lab.detectors.stages import victim_layers
@@ -40,13 +40,14 @@ Maker = Callable[[float], Detector]
 class Material:
     """What every detector is judged on.
 
-    A third of the calibration's groups (`reference`) fit a detector, the others (`held_back`) set its threshold; those
-    that learn features alone have files of the victim's own `training`, seen without noise, as their papers do.
+    A third of the groups of the `calibration` (`reference`) fit a detector, the others (`held_back`) set its threshold;
+    those that learn features alone have files of the victim's own `training`, seen without noise, as their papers do.
     `validation`: attacked files by which the paper's noise level is chosen. `shifts`: clean test files with a natural
     change.
     """
 
     training: Files
+    calibration: Files
     reference: Files
     held_back: Files
     clean: Files
@@ -64,8 +65,9 @@ class Material:
         attacks: Mapping[str, Attacked],
         shifts: Mapping[str, Files],
     ) -> Self:
-        """Divide the calibration by group."""
-        return cls(training, *divided(calibration), clean, validation.files, attacks, shifts)
+        """Divide the calibration by group. Where no file of the validation was changed, floats choose the level."""
+        chosen_by = validation.floats if validation.files is None else validation.files
+        return cls(training, calibration, *divided(calibration), clean, chosen_by, attacks, shifts)
 
     @property
     def has_guard(self) -> bool:
@@ -84,6 +86,24 @@ def divided(calibration: Files) -> tuple[Files, Files]:
     return calibration.only(is_fitted_on), calibration.only(~is_fitted_on)
 
 
+def published(calibration: Files, validation: Files | None) -> NoiseCheck:
+    """The paper's check: its level chosen on the reference, its theta from all clean files that are answered rightly.
+
+    A spread promises no rate, and so nothing is held back from it.
+
+    Raises:
+        DicomguardError: see `NoiseCheck.fit`.
+
+    """
+    reference, _ = divided(calibration)
+    found = NoiseCheck()
+    found.fit(reference.only(reference.right).sight, None if validation is None else validation.sight)
+    whole = NoiseCheck(level=found.level)
+    whole.fit(calibration.only(calibration.right).sight)
+    found.thetas = whole.thetas
+    return found
+
+
 def makers(scorer: Scorer, *, has_guard: bool) -> list[Maker]:
     """All that need no attacked files to be fitted; the paper's check chooses its level by those of validation."""
     found: list[Maker] = [
@@ -100,6 +120,9 @@ def makers(scorer: Scorer, *, has_guard: bool) -> list[Maker]:
     ]
     if has_guard:
         found[2:2] = [lambda alpha: Ours(scorer.noise, with_guard=False, alpha=alpha), lambda _: GuardShare()]
+    enrolment = scorer.enrolment
+    if enrolment is not None:
+        found.append(lambda _: Enrolled(enrolment.calibration))
     return found
 
 
@@ -112,16 +135,16 @@ def judge_all(
 ) -> list[dict[str, Any]]:
     """One row for each detector: `files` and, if seen, `floats`: what it makes of attacks after rounding and before.
 
-    At its first threshold (the paper's check at its theta), `shifts` counts the false alarms on each natural change,
-    and `unseen` names the files that an attack changed without being seen; None where there is no threshold. A
-    detector that cannot be fitted on this victim has a row that says why.
+    At its first threshold (the paper's check and the enrolment at their own), `shifts` counts the false alarms on each
+    natural change, and `unseen` names the files that an attack changed without being seen; None where there is no
+    threshold. A detector that cannot be fitted on this victim has a row that says why.
     """
     rows: list[dict[str, Any]] = []
     wanted = makers(scorer, has_guard=material.has_guard)
     for place, make in enumerate(wanted):
         detector = make(alphas[0])
         try:
-            _fit(detector, material)
+            detector = _fitted(detector, material)
         except DicomguardError as error:
             rows.append({"detector": detector.name, "none_because": str(error)})
             continue
@@ -131,19 +154,20 @@ def judge_all(
             rows.append({**theirs, "level": detector.level, "thetas": detector.thetas.tolist()})
             rows.append(scored.row(AT_RATE, alphas, None))
         else:
-            rows.append(scored.row(detector.name, alphas, None))
+            rows.append(scored.row(detector.name, alphas, detector.theta if isinstance(detector, Enrolled) else None))
         if isinstance(detector, Ours):  # its margin floor belongs to one rate
             _for_each_rate(make, rows[-1], material, alphas)
         tell((place + 1) / len(wanted))
     return rows
 
 
-def _fit(detector: Detector, material: Material) -> None:
+def _fitted(detector: Detector, material: Material) -> Detector:
     """Raises DicomguardError where it cannot be fitted."""
+    if isinstance(detector, NoiseCheck):
+        return published(material.calibration, material.validation)
     learned = material.training if isinstance(detector, _LEARN_FEATURES) else material.reference
-    if isinstance(detector, NoiseCheck):  # its theta is the spread of what is answered rightly
-        learned = learned.only(learned.right)
     detector.fit(learned.sight, None if material.validation is None else material.validation.sight)
+    return detector
 
 
 def _for_each_rate(make: Maker, row: dict[str, Any], material: Material, alphas: Sequence[float]) -> None:
@@ -151,7 +175,7 @@ def _for_each_rate(make: Maker, row: dict[str, Any], material: Material, alphas:
     for place, alpha in enumerate(alphas[1:], start=1):
         detector = make(alpha)
         try:
-            _fit(detector, material)
+            _fitted(detector, material)
         except DicomguardError as error:  # too few files for this rate
             for kind in material.kinds:
                 row[kind]["points"][place] = {"alpha": alpha, "none_because": str(error)}

@@ -8,6 +8,7 @@ theirs are those of the test, an honest choice is others.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,8 +28,11 @@ _CHUNK = 32
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How a detector's network is trained. `side`: larger pictures are cut to their middle (an average would wash out
-    what is to be found), None: as they are. `rates`: learning rates by backbone. `adaptive`: AdamW instead of SGD.
+    """How a detector's network is trained.
+
+    `side`: larger pictures are cut to their middle (an average would wash out what is to be found), None: as they are.
+    `rates`: learning rates by backbone. `adaptive`: AdamW instead of SGD. `least_steps`: as many epochs more as that
+    takes.
     """
 
     epochs: int
@@ -37,6 +41,11 @@ class Profile:
     side: int | None = None
     adaptive: bool = False
     small: bool = False
+    least_steps: int = 0
+
+    def planned(self, pictures: int) -> int:
+        """Epochs for so many pictures."""
+        return max(self.epochs, math.ceil(self.least_steps / math.ceil(pictures / self.batch)))
 
     def reductions(self) -> tuple[str, ...]:
         """What is reduced against the paper, beside the backbone's weights."""
@@ -46,7 +55,10 @@ class Profile:
         if self.adaptive:
             found.append("AdamW in place of SGD, because there is no pretrained network to begin with")
         if self.epochs != PAPER.epochs or self.batch != PAPER.batch:
-            found.append(f"{self.epochs} epochs with batches of {self.batch}, not {PAPER.epochs} with {PAPER.batch}")
+            least = f", {self.least_steps} steps at least," if self.least_steps else ""
+            found.append(
+                f"{self.epochs} epochs{least} with batches of {self.batch}, not {PAPER.epochs} with {PAPER.batch}"
+            )
         return tuple(found)
 
 
@@ -127,7 +139,7 @@ class DeepDetector:
         make: type[torch.optim.Optimizer] = torch.optim.AdamW if self._profile.adaptive else torch.optim.SGD
         optimiser = make(network.parameters(), lr=rate)  # type: ignore[call-arg] # every optimiser has a rate
         self.history, self.chosen, best = [], -1, copy.deepcopy(network.state_dict())
-        for epoch in range(self._profile.epochs):
+        for epoch in range(self._profile.planned(len(pixels))):
             network.train()
             for chosen in torch.split(torch.randperm(len(pixels)), self._profile.batch):
                 if len(chosen) < 2:  # batch normalisation has no variance of one

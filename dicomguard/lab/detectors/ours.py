@@ -17,6 +17,7 @@ from dicomguard.scoring.consistency import NoiseSettings
 
 _FOLDS = 5
 _FILES = 30
+AS_ENROLLED = "ours, as enrolled"
 
 
 class Ours:
@@ -76,11 +77,12 @@ class Ours:
             evidence = [Evidence(one.seen, one.distances) for one in evidence]
         left_out = set() if self._with_guard else {"guard_share"}
         left_out |= {"feature_distance"} if evidence[0].distances is None else set()
-        # The threshold that this fits, too, is on the reference itself and is never used.
+        # The threshold that this fits, too, is on the reference itself and is never used: so that it exists at all, the
+        # rate is as low as so few files allow.
         self.calibration = fusing.fit(
             evidence,
             evidence,
-            alpha=self._alpha,
+            alpha=max(self._alpha, 1 / (len(evidence) + 1)),
             plan=self._plan,
             used=[name for name in COMPONENTS if name not in left_out],
         )
@@ -95,9 +97,35 @@ class Ours:
         if self._model is not None:
             answer = tuple(int(c) for c in sight.answers[place])
             one = _with(one, self._model.distances(sight.features[place], answer))
-        statistic = self.calibration.statistic_of(one)[0]
-        is_low = self._floor and not smallest_margin(one.seen) >= self.calibration.margin_floor
-        return math.inf if math.isnan(statistic) or is_low else statistic
+        return _scored(self.calibration, one, floor=self._floor)
+
+
+class Enrolled:
+    """The victim's own enrolment, as the node flags by it: nothing is fitted, and `theta` is its threshold."""
+
+    name = AS_ENROLLED
+
+    def __init__(self, calibration: Calibration) -> None:
+        self.calibration = calibration
+
+    @property
+    def theta(self) -> float:
+        """The threshold that the node compares with."""
+        return self.calibration.threshold
+
+    def fit(self, calibration: Sight, attacked: Sight | None = None, *, seed: int = 0) -> None:
+        """See `sight.Detector`; there is nothing to fit."""
+
+    def scores(self, sight: Sight) -> Scores:
+        """See `sight.Detector`."""
+        return np.array([_scored(self.calibration, one) for one in sight.evidence], np.float64)
+
+
+def _scored(calibration: Calibration, one: Evidence, *, floor: bool = True) -> float:
+    """The statistic; infinity for what is held whatever it scores."""
+    statistic = calibration.statistic_of(one)[0]
+    is_low = floor and not smallest_margin(one.seen) >= calibration.margin_floor
+    return math.inf if math.isnan(statistic) or is_low else statistic
 
 
 def _with(one: Evidence, distances: NDArray[np.float64]) -> Evidence:

@@ -6,16 +6,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from dicomguard.lab.benchmark.attacking import load_attacked
 from dicomguard.lab.benchmark.cell import Cell, Result
-from dicomguard.lab.benchmark.files import load_files
+from dicomguard.lab.benchmark.files import load_files, opened
+from dicomguard.lab.benchmark.judging import divided, published
 from dicomguard.lab.benchmark.kinds import KINDS
 from dicomguard.lab.benchmark.kinds.adaptive import AGAINST_GUARD, KNOWING
+from dicomguard.lab.benchmark.kinds.joel import _dithered
 from dicomguard.lab.benchmark.kinds.opening import BUNDLE
 from dicomguard.lab.benchmark.runner import compute
+from dicomguard.lab.cases import Case
+from dicomguard.lab.detectors.noise_check import NoiseCheck
+from dicomguard.lab.detectors.ours import AS_ENROLLED
+from dicomguard.lab.instances import secondary_capture
+from dicomguard.scoring.calibration import smallest_margin
+from dicomguard.scoring.scorer import Scorer
 from tests.lab.data.toys import class_folders
 from tests.scoring.small import write_small
 
@@ -212,6 +221,49 @@ def test_a_victim_is_enrolled_as_a_site_would(world: World) -> None:
     shares = [one.guard_share for one in load_files(clean.folder(world.root), "test").sight.evidence]
     assert len(shares) == 6
     assert all(share is not None for share in shares), "whoever needs it sees with its guard"
+    rows = world.run(Cell.of("judge", "1", "judge", {**known, "attack: both": both}, alphas=[0.2]))["rows"]
+    (row,) = [row for row in rows if row["detector"] == AS_ENROLLED]
+    statement = Scorer.load(cell.folder(world.root) / BUNDLE).enrolment
+    assert statement is not None
+    assert row["files"]["theta"]["threshold"] == statement.calibration.threshold
+    evidence = load_files(clean.folder(world.root), "test").sight.evidence
+    alarms = [
+        statement.calibration.flags(statement.calibration.statistic_of(one)[0], smallest_margin(one.seen))
+        for one in evidence
+    ]
+    assert row["files"]["theta"]["clean"]["hits"] == sum(alarms)
+
+
+def test_the_papers_theta_is_the_spread_of_all_clean_files(world: World) -> None:
+    calibration = load_files(world.clean.folder(world.root), "calibration")
+    attacked = load_attacked(world.attack("PGD 0.016", split="validation").folder(world.root)).files
+    found = published(calibration, attacked)
+    whole = NoiseCheck(level=found.level)
+    whole.fit(calibration.only(calibration.right).sight)
+    assert found.theta == whole.theta
+    reference, _ = divided(calibration)
+    of_reference = NoiseCheck()
+    of_reference.fit(reference.only(reference.right).sight, None if attacked is None else attacked.sight)
+    assert found.level == of_reference.level
+    assert found.theta != of_reference.theta
+
+
+@pytest.mark.parametrize(("bits", "values"), [(8, 256), (12, 4096)])
+def test_pictures_stored_with_more_bits_than_they_have_are_dithered(bits: int, values: int) -> None:
+    picture = np.tile(np.arange(0, 256, dtype=np.uint8), (64, 1))
+    case = Case("a", 0, "a", lambda bits: secondary_capture(picture, bits=bits, name="a"))
+    before = opened(case, case.make(bits), "none")
+    after, again = (_dithered(before) for _ in range(2))
+    np.testing.assert_array_equal(after.image.pixels, again.image.pixels)
+    moved = np.abs(after.image.pixels - before.image.pixels).max()
+    top = values - 1
+    stored = after.image.pixels.astype(np.float64) * top
+    np.testing.assert_allclose(stored, np.rint(stored), atol=1e-3)
+    if bits == 8:
+        assert moved == 0
+    else:
+        assert 0.4 / 255 < moved <= (0.5 / 255 + 0.5 / top + 1e-6)
+        assert len(np.unique(np.rint(stored))) > 3000, "nearly every value that can be stored, not one in sixteen"
 
 
 def test_guards_for_several_budgets_have_the_same_lessons(world: World) -> None:
@@ -277,7 +329,7 @@ def test_detectors_are_taught_on_pairs(world: World) -> None:
         "test: BIM 0.016": taught_on,
         "test: random noise 0.016": noise,
     }
-    found = world.run(Cell.of("taught", "1", "five", needs, protocol="closed", small=True, seed=0))
+    found = world.run(Cell.of("taught", "1", "five", needs, protocol="closed", small=True, least_steps=0, seed=0))
     assert len(found["rows"]) == 5
     for row in found["rows"]:
         own, other = row["tests"]["BIM 0.016"], row["tests"]["random noise 0.016"]

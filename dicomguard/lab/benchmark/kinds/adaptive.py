@@ -33,7 +33,7 @@ from dicomguard.lab.attacks.suite import pgd_at
 from dicomguard.lab.benchmark.attacking import attack_files, described, load_attacked
 from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.files import Files, load_files
-from dicomguard.lab.benchmark.judging import divided
+from dicomguard.lab.benchmark.judging import divided, published
 from dicomguard.lab.benchmark.kinds.opening import BUNDLE, collection_of, scorer_of
 from dicomguard.lab.benchmark.progress import added
 from dicomguard.lab.benchmark.runner import Place
@@ -69,10 +69,7 @@ class Attacker:
 
     def paper(self) -> PaperCheck:
         """The paper's check as the defender has it: its level and theta."""
-        found = PaperCheck()
-        reference, _ = divided(self.clean)
-        found.fit(reference.only(reference.right).sight, None if self._validation is None else self._validation.sight)
-        return found
+        return published(self.clean, self._validation)
 
     def ours(self) -> tuple[Ours, float]:
         """Our fused score as the defender has it, without the guard, and its threshold."""
@@ -287,9 +284,10 @@ def adaptive(settings: dict[str, Any], place: Place) -> Result:
     """Attack the first `cases` test files with `attack` at `eps`, all of them."""
     scorer, collection = scorer_of(place), collection_of(place)
     clean = load_files(place.folders["clean"], "calibration")
-    validation = load_attacked(place.folders["validation"]).files
+    validation = load_attacked(place.folders["validation"])
     deep = DeepNetwork(Bundle(place.folders["victim"] / BUNDLE), device=place.device)
-    attacker = Attacker(scorer, deep, clean, validation, collection.bits)
+    chosen_by = validation.floats if validation.files is None else validation.files
+    attacker = Attacker(scorer, deep, clean, chosen_by, collection.bits)
     cases = collection.cases(Split.TEST)[: settings["cases"]]
     name = f"{settings['attack']} {settings['eps']:g}"
     found = attack_files(

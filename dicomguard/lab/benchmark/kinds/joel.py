@@ -43,6 +43,7 @@ ATTACKS: Final[Mapping[str, Callable[[float], Attack]]] = {
 """By name and budget, which for Carlini and Wagner's is kappa: the attack beyond first order (Joel et al. ran none)."""
 NOISE: Final = "random noise"
 _BATCH = 32
+_PICTURE_BITS = 8  # of the picture files that data sets consist of
 _UNSEEN = (Split.CALIBRATION, Split.TEST)
 
 
@@ -50,6 +51,9 @@ def pairs(settings: dict[str, Any], place: Place) -> Result:
     """Pictures as they are (`attack` None), or attacked at `eps`: `stored`, as files hold them, and `floats`.
 
     `attack` may be random noise, which is none. A taught detector looks at pixels: nothing is seen with noise.
+
+    Pictures of 8 bits that are stored with more are dithered first, by half a step of the 8: a clean file that holds
+    every sixteenth value and an attacked one that holds all of them would be told apart by that, and by nothing else.
     """
     scorer, collection = scorer_of(place), collection_of(place)
     cases = [case for split in _UNSEEN for case in collection.cases(split)][: settings["cases"]]
@@ -57,7 +61,7 @@ def pairs(settings: dict[str, Any], place: Place) -> Result:
     floats, stored = [], []
     advance = added(place.tell)
     for group in batches(cases, _BATCH):
-        files = [opened(case, case.make(collection.bits), scorer.fingerprint) for case in group]
+        files = [_dithered(opened(case, case.make(collection.bits), scorer.fingerprint)) for case in group]
         if name is None:
             stored.append(looked(scorer, files, ()))
         else:
@@ -77,6 +81,15 @@ def pairs(settings: dict[str, Any], place: Place) -> Result:
     }
 
 
+def _dithered(one: Opened) -> Opened:
+    image = one.image
+    if image.bits_stored <= _PICTURE_BITS:
+        return one
+    noise = np.random.default_rng(seed_of(one.case.key, "dither")).uniform(-0.5, 0.5, image.pixels.shape)
+    pixels = image.pixels + (noise / (2**_PICTURE_BITS - 1)).astype(np.float32)
+    return replace(one, image=rounded(image, pixels.clip(0, 1)))
+
+
 def _moved(scorer: Scorer, files: Sequence[Opened], name: str, eps: float) -> list[Image]:
     images = [one.image for one in files]
     if name == NOISE:
@@ -90,7 +103,8 @@ def _moved(scorer: Scorer, files: Sequence[Opened], name: str, eps: float) -> li
 def taught(settings: dict[str, Any], place: Place) -> Result:
     """The five detectors, taught on one attack (role `taught on`) and tested on every other (roles `test: ATTACK EPS`).
 
-    `protocol`: `paper`, whose leaks are open, or `closed`. `small`: networks and epochs for two cores.
+    `protocol`: `paper`, whose leaks are open, or `closed`. `small`: networks and epochs for two cores, of at least
+    `least_steps`.
     """
     protocol = joel.PAPER if settings["protocol"] == "paper" else joel.CLOSED
     clean = load_files(place.folders["clean"], "stored")
@@ -100,7 +114,8 @@ def taught(settings: dict[str, Any], place: Place) -> Result:
         return joel.Pairs(clean.sight, floats, stored, clean.keys, clean.groups)
 
     tested = place.of("test: ")
-    detectors = joel.five(SMALL if settings["small"] else PAPER, download=not settings["small"], device=place.device)
+    size = replace(SMALL, least_steps=settings["least_steps"]) if settings["small"] else PAPER
+    detectors = joel.five(size, download=not settings["small"], device=place.device)
     rows = []
     for number, detector in enumerate(detectors):
         found = joel.trial(detector, of(place.folders["taught on"]), protocol, seed=settings["seed"])
