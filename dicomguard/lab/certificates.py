@@ -147,7 +147,7 @@ class Workshop:
 
     def certify(self, guard: Guard, clean: CleanSet) -> dict[str, Any]:
         """Ask the guard about every file; shares with exact intervals, draws and seconds for an image."""
-        outcomes, draws, seconds = [], [], []
+        outcomes, draws, seconds, answers = [], [], [], []
         for place, item in enumerate(clean.items):
             batch = clean.batch([place])
             assert batch.planes is not None
@@ -157,14 +157,20 @@ class Workshop:
             vote = guard.vote(batch.planes[0], head.answer(odds), seeds.guard)
             seconds.append(time.perf_counter() - started)
             outcomes.append(vote.outcome)
+            answers.append(head.answer(odds)[0])
             draws.append(vote.draws)
             self._advance(f"certify eps {guard.settings.eps:g}", 1 / len(clean))
+        certified = np.array([o is Outcome.CERTIFIED for o in outcomes])
         return {
             "eps": guard.settings.eps,
             "sigma": guard.settings.sigma,
             "alpha": guard.settings.alpha,
             "looks": list(guard.settings.looks),
-            "certified": share([o is Outcome.CERTIFIED for o in outcomes]),
+            "certified": share(certified),
+            # A guard that always says the same certifies most files of a set that is mostly one answer.
+            "by_answer": {
+                label: share(certified[np.array(answers) == place]) for place, label in enumerate(self.scorer.labels)
+            },
             "agrees": share([o in (Outcome.CERTIFIED, Outcome.UNCERTIFIED) for o in outcomes]),
             "unenrolled": share([o is Outcome.UNENROLLED for o in outcomes]),
             "draws_mean": float(np.mean(draws)),

@@ -142,6 +142,7 @@ def _detection(grid: Sequence[Result]) -> str:
                     _cell(at_rate, attack, "files"),
                     _cell(own, attack, "floats"),
                     _cell(own, attack, "files"),
+                    _cell(distance, attack, "floats"),
                     _cell(distance, attack, "files"),
                     _cell(low, attack, "files"),
                 ]
@@ -158,6 +159,7 @@ def _detection(grid: Sequence[Result]) -> str:
             "paper at 5 %, files",
             "ours, floats",
             "ours, files",
+            "Mahalanobis, floats",
             "Mahalanobis, files",
             "confidence alone, files",
         ],

@@ -62,7 +62,8 @@ def write(results: Path, out: Path, profile: str, *, command: str, work: Path | 
     figures.mkdir(parents=True, exist_ok=True)
     there = {suite: {**one, "charts": _shown(one, results, work, figures)} for suite, one in there.items()}
     missing = [suite for suite in found if suite not in there]
-    lines = _page(there, missing, reproduced.read_reasons(results), figures, profile, command)
+    proofs = [_json(path) for path in sorted(results.glob("soundness-*.json"))]
+    lines = _page(there, missing, reproduced.read_reasons(results), proofs, figures, profile, command)
     text = "\n".join(lines) + "\n"
     markdown, page = out / "report.md", out / "report.html"
     write_text(markdown, text)
@@ -96,8 +97,10 @@ def read(results: Path, suite: str, profile: str) -> Result | None:
 
     """
     path = results / f"lab-{suite}-{profile}.json"
-    if not path.exists():
-        return None
+    return _json(path) if path.exists() else None
+
+
+def _json(path: Path) -> Result:
     try:
         found: Result = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -109,6 +112,7 @@ def _page(
     there: Mapping[str, Result],
     missing: list[str],
     reasons: Mapping[str, str],
+    proofs: list[Result],
     figures: Path,
     profile: str,
     command: str,
@@ -133,6 +137,8 @@ def _page(
             yield f"- {reduction}"
         yield ""
         yield from _SECTIONS[suite](found, figures)
+        if suite == "adaptive":
+            yield from further_sections.soundness(proofs)
 
 
 def as_html(text: str, folder: Path) -> str:

@@ -15,7 +15,7 @@ import yaml
 
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.report import papers
-from dicomguard.lab.report.further_sections import BROKEN, WITHIN
+from dicomguard.lab.report.further_sections import BROKEN, WITHIN, strongest
 from dicomguard.lab.report.joel_section import is_in_table_1, taught_as_published
 from dicomguard.lab.report.noise_section import PAPER, fixed, means
 from dicomguard.lab.report.words import percent, table, who
@@ -87,12 +87,13 @@ def _noise_consistency(found: Result) -> Iterator[Claim]:
         None if theirs is None or distance is None else theirs > distance,
     )
     for attack, rates in fixed(grid).items():
-        (theirs, _), _, (own, _) = rates.means
+        (theirs, _), (at_rate, _), (own, _) = rates.means
+        best = max((one for one in (theirs, at_rate) if one is not None), default=None)
         yield Claim(
             f"ours/{attack.replace(' ', '-')}",
-            f"ours finds more of {attack} than the paper's check",
-            f"{percent(own)} against {percent(theirs)}, mean over victims",
-            None if own is None or theirs is None else own > theirs,
+            f"ours finds more of {attack} than the paper's check, at its theta and at our rate; or both find all",
+            f"{percent(own)} against {percent(theirs)} and {percent(at_rate)}, mean over victims",
+            None if own is None or best is None else own > best or own == best == 1,
         )
 
 
@@ -135,14 +136,24 @@ def _adaptive(found: Result) -> Iterator[Claim]:
         row = one["detectors"].get(PAPER)
         if row is None:
             continue
-        within = {float(eps): share["rate"] for eps, share in row["any"].items() if float(eps) <= WITHIN}
-        largest = max((rate for rate in within.values() if rate is not None), default=None)
+        attack, share = strongest(row["undetected_success"])
+        largest = None if share is None else share["rate"]
+        changed = max(
+            (
+                each["succeeded"] / each["tried"]
+                for name, each in one["attacks"].items()
+                if float(name.rpartition(" ")[2]) <= WITHIN and each["tried"]
+            ),
+            default=0.0,
+        )
+        # Nobody passes unseen more often than answers change: what changes too seldom says nothing about the check.
+        holds = None if largest is None or (changed < BROKEN and largest < BROKEN) else largest >= BROKEN
         yield Claim(
             f"adaptive/broken-{one['family']}-{one['data_set']}",
             f"whoever knows the paper's check on {who(one)}, {one['data_set']}, passes it unseen with {BROKEN:.0%} of"
-            f" files at an eps of {WITHIN:g} or less",
-            percent(largest),
-            None if largest is None else largest >= BROKEN,
+            f" files at an eps of {WITHIN:g} or less, with one attack",
+            f"{percent(largest)} ({attack}); {percent(changed)} can be changed at all",
+            holds,
         )
 
 

@@ -15,7 +15,7 @@ from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.files import load_files, opened
 from dicomguard.lab.benchmark.judging import divided, published
 from dicomguard.lab.benchmark.kinds import KINDS
-from dicomguard.lab.benchmark.kinds.adaptive import AGAINST_GUARD, KNOWING
+from dicomguard.lab.benchmark.kinds.adaptive import AGAINST_ALL, AGAINST_GUARD, KNOWING, NEED_GUARD
 from dicomguard.lab.benchmark.kinds.joel import _dithered
 from dicomguard.lab.benchmark.kinds.opening import BUNDLE
 from dicomguard.lab.benchmark.runner import compute
@@ -186,7 +186,7 @@ def test_noise_is_an_attack_only_when_it_is_strong(world: World) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in KNOWING if name not in {"EOT-PGD, 32 draws", "logit matching, 8 draws", AGAINST_GUARD}],
+    [name for name in KNOWING if name not in {"EOT-PGD, 32 draws", "logit matching, 8 draws", *NEED_GUARD}],
 )
 def test_an_attacker_who_knows_the_detector_keeps_the_budget(world: World, name: str) -> None:
     needs = {
@@ -212,6 +212,8 @@ def test_a_victim_is_enrolled_as_a_site_would(world: World) -> None:
     clean = Cell.of("clean", "1", "clean", {"victim": cell}, train=4, calibration=None, test=6)
     world.run(clean)
     known = {"victim": cell, "clean": clean, "validation": world.attack("PGD 0.016", split="validation")}
+    votes = Cell.of("adaptive", "1", "votes", known, attack=AGAINST_ALL, eps=0.016, cases=8)
+    assert world.run(votes)["tried"] >= 1
     both = Cell.of("adaptive", "1", "both", known, attack=AGAINST_GUARD, eps=0.016, cases=8)
     taken = world.run(both)
     kept = load_attacked(both.folder(world.root))

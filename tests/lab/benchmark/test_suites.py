@@ -136,13 +136,19 @@ def test_the_cost_of_being_unseen() -> None:
     found = adaptive.cost(succeeded, unseen)
     assert found["files"] == 3
     assert found["success"] == 0.002  # of .001, .002, .004
-    assert found["undetected"] == 0.016  # of .004, .016, .016
+    assert (found["undetected"], found["attack"]) == (0.016, "EOT")  # of none, .016, .016
     assert found["factor"] == 8
+    assert found["pooled"] == {"undetected": 0.016, "factor": 8}  # of .004, .016, .016
+    assert not found["is_least"]
+    torn = adaptive.cost(succeeded, {"PGD, eps 0.004": ["a"], "EOT, eps 0.016": ["b"]})
+    assert torn["undetected"] is None, "no attack alone passes with half of the files"
+    assert torn["pooled"]["undetected"] == 0.016
     beyond = adaptive.cost(succeeded, {"PGD, eps 0.004": ["a"]})
     assert beyond["undetected"] is None
     assert beyond["factor"] is None
     assert adaptive.cost({}, {})["files"] == 0
-    assert adaptive.cost(succeeded, succeeded)["factor"] == 1
+    assert adaptive.cost(succeeded, succeeded)["pooled"]["factor"] == 1
+    assert adaptive.cost({"PGD, eps 0.001": ["a"]}, {"PGD, eps 0.004": ["a"]})["is_least"]
     assert math.isfinite(found["factor"])
 
 

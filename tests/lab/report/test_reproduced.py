@@ -7,7 +7,7 @@ import pytest
 
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.figures import share
-from dicomguard.lab.report import reproduced
+from dicomguard.lab.report import further_sections, reproduced
 
 
 def rated(hits: int, count: int = 100) -> dict[str, Any]:
@@ -46,6 +46,12 @@ def test_a_claim_holds_within_three_points_and_not_beyond() -> None:
 def test_ours_must_find_more_than_the_paper() -> None:
     assert claims(noise(97, 20, 21))["ours/PGD-0.008"].holds
     assert claims(noise(97, 20, 20))["ours/PGD-0.008"].holds is False, "as many is not more"
+    assert claims(noise(97, 100, 100))["ours/PGD-0.008"].holds, "nobody finds more than all"
+    assert claims(noise(97, 100, 99))["ours/PGD-0.008"].holds is False
+    at_rate = noise(97, 20, 21)
+    tpr = {"early-stopped BIM": 97, "DeepFool": 97, "PGD 0.008": 30}
+    at_rate["grid"][0]["rows"][1] = row("noise check of the paper, at the promised rate", tpr, 5)
+    assert claims(at_rate)["ours/PGD-0.008"].holds is False, "nor less than the paper's check at the same rate"
 
 
 def test_what_does_not_hold_has_its_reason_or_says_that_it_has_none() -> None:
@@ -58,14 +64,36 @@ def test_what_does_not_hold_has_its_reason_or_says_that_it_has_none() -> None:
 
 
 def test_an_adaptive_attack_must_break_the_paper_within_the_budget() -> None:
-    def found(at: dict[str, int]) -> reproduced.Claim:
-        row = {"any": {eps: rated(hits) for eps, hits in at.items()}}
-        one = {"family": "toy", "data_set": "blobs", "seed": 0, "detectors": {"noise check of the paper": row}}
+    def found(at: dict[str, int], changed: int = 100) -> reproduced.Claim:
+        unseen = {f"EOT, eps {eps}": rated(hits) for eps, hits in at.items()} | {"PGD, eps 0.016": rated(3)}
+        one = {
+            "family": "toy",
+            "data_set": "blobs",
+            "seed": 0,
+            "attacks": {name: {"tried": 100, "succeeded": changed} for name in unseen},
+            "detectors": {"noise check of the paper": {"undetected_success": unseen}},
+        }
         (claim,) = reproduced._adaptive({"grid": [one]})
         return claim
 
     assert found({"0.008": 40, "0.016": 95}).holds
+    assert "EOT, eps 0.016" in found({"0.008": 40, "0.016": 95}).measured
     assert found({"0.008": 40, "0.016": 80, "0.032": 99}).holds is False, "beyond the budget it does not count"
+    assert found({"0.016": 70}, changed=80).holds is None, "what cannot be changed cannot pass unseen"
+
+
+def test_attacks_on_the_shipped_certificates_keep_their_three_rates_apart() -> None:
+    one = {
+        "bundle": "toy",
+        "terms": {"eps": 0.004},
+        "attempts": 200,
+        "a": {"judged": 90, "falsifications": 0},
+        "b": {"of_flips": rated(44)},
+        "c": {"of_flips": rated(2)},
+    }
+    page = "".join(further_sections.soundness([one]))
+    assert "| toy | 0.004 | 200 | 0 of 90 | 44.0" in page
+    assert "".join(further_sections.soundness([])) == ""
 
 
 def test_reasons_that_cannot_be_read_are_named(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Attacks that know the detector: how often they succeed unseen at each budget, and what being unseen costs them.
 
-The cost factor of a detector is the median, over files that can be attacked at all, of the smallest budget at which an
-attack succeeded unseen, over that at which one succeeded. A factor of one says that the detector costs nothing.
+The cost factor of a detector is the median, over files that can be attacked at all, of the smallest budget at which the
+best single attack succeeded unseen, over that at which any succeeded. A factor of one says that the detector costs
+nothing. Beside it the same for all attacks together: for somebody who is told which of dozens of files passed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from dicomguard.lab.benchmark.cell import Cell, Result
-from dicomguard.lab.benchmark.kinds.adaptive import AGAINST_GUARD, KNOWING
+from dicomguard.lab.benchmark.kinds.adaptive import AGAINST_ALL, AGAINST_GUARD, KNOWING, NEED_GUARD
 from dicomguard.lab.benchmark.profile import Profile
 from dicomguard.lab.benchmark.suites.planning import (
     ALPHAS,
@@ -29,20 +30,20 @@ from dicomguard.lab.benchmark.suites.planning import (
 from dicomguard.lab.figures import share
 
 NAME: Final = "adaptive"
-DATA_SETS: Final = ("chest_xray", "brain_mri")
 BUDGETS: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 """The largest one must break every check that is no proof, or the attack is too weak."""
+_AT_ALL: Final = ("PGD", "EOT-PGD, 8 draws", AGAINST_ALL, AGAINST_GUARD)
+"""Made at every budget: one attack that knows nothing, and one on each of the paper's check, ours and the guard."""
 _FEWER: Final[Mapping[str, tuple[float, ...]]] = MappingProxyType(
     {
-        "EOT-PGD, 32 draws": (0.008, 0.016),
-        "orthogonal PGD against the paper's check": (0.008, 0.016),
-        "orthogonal PGD against ours": (0.008, 0.016),
-        "best of ten EOT-PGD, 8 draws": (0.008, 0.016),
+        "EOT-PGD, 32 draws": (0.016,),
+        "orthogonal PGD against ours": (0.016,),
+        "best of ten EOT-PGD, 8 draws": (0.016,),
         "black-box, accept or reject": (0.016,),
-        AGAINST_GUARD: (0.002, 0.004, 0.008, 0.016),
     }
 )
-"""Of attacks that take so long that they are made at few budgets."""
+"""Of attacks that take longest."""
+_OTHERWISE: Final = (0.008, 0.016)
 _CHECKED: Final = ("PGD", "EOT-PGD, 8 draws")
 _CHECKED_AT: Final = (0.002, 0.016)
 
@@ -55,13 +56,14 @@ def plan(profile: Profile, where: Where) -> Plan:
 
     """
     cells: dict[str, Cell] = {}
-    for place in places(profile, profile.victims, DATA_SETS, where):
+    for place in places(profile, profile.victims, profile.adaptive_sets, where):
         known = known_files(profile, place, where)
         needs = dict(known)
         for attack in profile.some(tuple(KNOWING), _CHECKED):
-            if attack == AGAINST_GUARD and not has_guard(profile, place, where):
+            if attack in NEED_GUARD and not has_guard(profile, place, where):
                 continue
-            for eps in profile.some(_FEWER.get(attack, BUDGETS), _CHECKED_AT):
+            budgets = BUDGETS if attack in _AT_ALL else _FEWER.get(attack, _OTHERWISE)
+            for eps in profile.some(budgets, _CHECKED_AT):
                 needs[f"attack: {attack}, eps {eps:g}"] = cell(
                     "adaptive", f"{place}: {attack} {eps:g}", known, attack=attack, eps=eps, cases=profile.adaptive
                 )
@@ -107,7 +109,7 @@ def _detector(row: dict[str, Any], judged: dict[str, Any]) -> dict[str, Any]:
 def any_of(unseen: Mapping[str, list[str]], tried: int) -> dict[str, Any]:
     """By budget the share of files that some attack of that budget or less changed unseen."""
     smallest = _smallest(unseen)
-    budgets = sorted({float(name.rpartition(" ")[2]) for name in unseen})
+    budgets = sorted({_eps_of(name) for name in unseen})
     found = {eps: sum(least <= eps for least in smallest.values()) for eps in budgets}
     return {f"{eps:g}": share([True] * hits + [False] * (tried - hits)) for eps, hits in found.items()}
 
@@ -115,26 +117,53 @@ def any_of(unseen: Mapping[str, list[str]], tried: int) -> dict[str, Any]:
 def cost(succeeded: Mapping[str, list[str]], unseen: Mapping[str, list[str]]) -> dict[str, Any]:
     """Median smallest budgets over the files that any attack changed, and their ratio; None where it is beyond all.
 
-    Both mappings: keys of files by `ATTACK, eps BUDGET`.
+    Both mappings: keys of files by `ATTACK, eps BUDGET`. `undetected`, `factor`: by the best single `attack`; `pooled`:
+    by all together. `is_least`: half of the files changed at the smallest budget already, so that success costs less
+    than that and the factors are larger.
     """
-    plain, hidden = _smallest(succeeded), _smallest(unseen)
+    plain = _smallest(succeeded)
     if not plain:
         return {"files": 0, "success": None, "undetected": None, "factor": None}
     success = float(np.median(list(plain.values())))
-    undetected = float(np.median([hidden.get(key, math.inf) for key in plain]))
-    is_reached = math.isfinite(undetected)
+
+    def reached(names: Mapping[str, list[str]]) -> float:
+        hidden = _smallest(names)
+        return float(np.median([hidden.get(key, math.inf) for key in plain]))
+
+    def costs(undetected: float) -> dict[str, float | None]:
+        is_reached = math.isfinite(undetected)
+        return {
+            "undetected": undetected if is_reached else None,
+            "factor": undetected / success if is_reached else None,
+        }
+
+    singly: dict[str, dict[str, list[str]]] = {}
+    for name, keys in unseen.items():
+        singly.setdefault(_attack_of(name), {})[name] = keys
+    medians = {attack: reached(names) for attack, names in singly.items()}
+    best = min(medians, key=lambda attack: medians[attack], default="")
     return {
         "files": len(plain),
         "success": success,
-        "undetected": undetected if is_reached else None,
-        "factor": undetected / success if is_reached else None,
+        "is_least": success <= min(_eps_of(name) for name in succeeded),
+        "attack": best if math.isfinite(medians.get(best, math.inf)) else None,
+        **costs(medians.get(best, math.inf)),
+        "pooled": costs(reached(unseen)),
     }
+
+
+def _attack_of(name: str) -> str:
+    return name.rpartition(", eps ")[0]
+
+
+def _eps_of(name: str) -> float:
+    return float(name.rpartition(" ")[2])
 
 
 def _smallest(keys: Mapping[str, list[str]]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, members in keys.items():
-        eps = float(name.rpartition(" ")[2])
+        eps = _eps_of(name)
         for key in members:
             found[key] = min(found.get(key, math.inf), eps)
     return found

@@ -39,7 +39,10 @@ def plan(profile: Profile, where: Where) -> Plan:
 
 def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
     """By victim and budget."""
-    kept = ("eps", "sigma", "alpha", "looks", "certified", "agrees", "draws_mean", "seconds_mean", "seconds_p95")
+    kept = (
+        *("eps", "sigma", "alpha", "looks", "certified", "by_answer", "agrees"),
+        *("draws_mean", "seconds_mean", "seconds_p95"),
+    )
     rows = []
     for name, found in results.items():
         _, place, _ = place_of(name)
