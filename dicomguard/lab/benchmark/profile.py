@@ -91,7 +91,7 @@ CPU = Profile(
     calibration=400,
     test=300,
     wanted=100,
-    further=40,
+    further=30,
     tried=None,
     choosing=24,
     epochs=None,
@@ -99,7 +99,7 @@ CPU = Profile(
     pictures=None,
     adaptive=20,
     adaptive_sets=("chest_xray",),
-    shifted=200,
+    shifted=120,
     joel_pictures=600,
     small_detectors=True,
     guard_epochs=24,
@@ -113,8 +113,8 @@ CPU = Profile(
             " InceptionV3 and ViT-B/16 with ImageNet weights."
         ),
         (
-            "One seed; 12 epochs of adversarial training. An attack stops once 100 files succeeded (40 of those beyond"
-            " the papers); 400 clean files for calibration, 300 for test, 200 for each natural change; 600 pictures for"
+            "One seed; 12 epochs of adversarial training. An attack stops once 100 files succeeded (30 of those beyond"
+            " the papers); 400 clean files for calibration, 300 for test, 120 for each natural change; 600 pictures for"
             " Joel et al. 2023. Adaptive attacks on chest radiographs alone, 20 files for each attack and budget: one"
             " file takes up to minutes of a core."
         ),
