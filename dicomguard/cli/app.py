@@ -56,8 +56,9 @@ def _root(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     # Their chatter repeats what peers say of themselves; what matters of it is journalled.
-    for name in ("pynetdicom", "pydicom", "alembic", "matplotlib", "PIL"):
+    for name in ("pynetdicom", "alembic", "matplotlib", "PIL"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its errors are tracebacks of what is raised anyway
 
 
 def main() -> None:
@@ -72,6 +73,12 @@ def main() -> None:
         sys.exit(3)
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as end:
+        # Typer takes an EOFError, which a file that breaks off raises, for the end of typing, and says 1.
+        if isinstance(end.__context__, typer.Abort) and isinstance(end.__context__.__cause__, EOFError):
+            _report_unforeseen(end.__context__.__cause__)
+            sys.exit(3)
+        raise
     except Exception as error:  # noqa: BLE001  # 1 says "looked for and found": a defect of ours must never read like it
         _report_unforeseen(error)
         sys.exit(3)

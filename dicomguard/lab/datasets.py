@@ -118,10 +118,21 @@ def _rank(example: Example) -> bytes:
 def load_gray(path: Path) -> NDArray[np.uint8]:
     """Shape (H, W): the luminance of an image file."""
     with PIL.Image.open(path) as image:
+        _check_depth(image, path)
         return np.asarray(image.convert("L"))
 
 
 def load_colour(path: Path) -> NDArray[np.uint8]:
     """Shape (H, W, 3): the RGB samples of an image file."""
     with PIL.Image.open(path) as image:
+        _check_depth(image, path)
         return np.asarray(image.convert("RGB"))
+
+
+def _check_depth(image: PIL.Image.Image, path: Path) -> None:
+    """Raises DicomguardError for more than eight bits a sample: PIL clips them, and nobody knows what is white."""
+    if image.mode[0] in "IF":
+        raise DicomguardError(
+            f"{path.name} has samples of more than 8 bits (mode {image.mode}).",
+            advice="Convert it to 8 bits by a window of your choice, or give DICOM files.",
+        )

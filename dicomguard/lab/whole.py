@@ -44,9 +44,17 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises OSError and ValueError: what is to be done about it, only the caller knows."""
+    found = json.loads(path.read_text())
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds no JSON object")  # noqa: TRY004 - as json does for what is no JSON at all
+    return found
+
+
 def not_written(path: Path, error: OSError) -> DicomguardError:
     """What a person reads when a disk is full or a folder is not theirs."""
     return DicomguardError(
-        f"{path} cannot be written: {error.strerror}.",
+        f"{path} cannot be written: {error.strerror or error}.",
         advice="What was finished is kept: make room and give the same command again.",
     )

@@ -410,6 +410,20 @@ def test_a_defect_of_ours_never_reads_like_a_finding(desk, capfd, monkeypatch, v
         assert "run with -v" in error
 
 
+def test_a_file_that_breaks_off_is_no_finding(desk, capfd, monkeypatch):
+    from dicomguard.cli import main
+
+    def fail(*_, **__):
+        raise EOFError("no data left")
+
+    monkeypatch.setattr("dicomguard.cli.compose.open_ledger", fail)
+    monkeypatch.setattr("sys.argv", ["dicomguard", "decisions", "-c", str(desk.path)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 3, "1 says that something was looked for and is wrong"
+    assert "dicomguard: unforeseen EOFError" in capfd.readouterr().err
+
+
 def test_an_error_is_one_line_with_advice_and_a_code(desk, capfd, monkeypatch):
     from dicomguard.cli import main
 

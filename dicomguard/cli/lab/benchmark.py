@@ -62,10 +62,9 @@ def benchmark(
     from dicomguard.scoring.device import usable
 
     plans = [suites.plan(name, named(profile), Where(data, work, device)) for name in suite]
-    chosen = {plan.name: [cell for name, cell in plan.cells.items() if only in name] for plan in plans}
-    if not any(chosen.values()):
+    wanted = [cell for cell in in_order([cell for plan in plans for cell in plan.everything()]) if only in cell.title]
+    if not wanted:
         raise DicomguardError(f"no cell has {only!r} in its name.", advice="Run with --list to see the names.")
-    wanted = [cell for cells in chosen.values() for cell in cells]
     if list_only:
         _list(in_order(wanted), work, as_json=as_json)
         return

@@ -21,7 +21,7 @@ def register(lab: typer.Typer) -> None:
 
 
 def train(
-    victim_name: Annotated[str, typer.Option("--victim", metavar="NAME", help="Which network; 'list' names them.")],
+    victim_name: Annotated[str, typer.Option("--victim", metavar="NAME", help="The network; a wrong name lists all.")],
     data_set: Annotated[
         str, typer.Option("--data-set", metavar="NAME|PATH", help="As 'dicomguard lab datasets' lists them, or a path.")
     ],
@@ -99,6 +99,8 @@ def _show(report: dict[str, Any], out: Path) -> None:
         area = found["auc"]
         rows.append(("", "", "AUC", _number(area["value"]), _interval(area["interval"])))
     print_table(report["name"], ("split", "files", "figure", "value", "95 % interval"), rows)
+    for words in report["limits"]:
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
     for words in (report["weights"], report["reduction"] or "Nothing is reduced against the paper.", f"Bundle: {out}"):
         console.print(words, markup=False, highlight=False, soft_wrap=True)
 

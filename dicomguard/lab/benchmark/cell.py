@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.measure import name_of
-from dicomguard.lab.whole import write_json
+from dicomguard.lab.whole import read_object, write_json
 
 RESULT = "result.json"
 
@@ -73,12 +73,11 @@ class Cell:
         if not path.exists():
             return None
         try:
-            found: Result = json.loads(path.read_text())
+            return read_object(path)
         except (OSError, ValueError) as error:
             raise DicomguardError(
                 f"{path} cannot be read: {error}.", advice="Delete its folder; the next run computes the cell again."
             ) from error
-        return found
 
     def keep(self, root: Path, result: Result) -> None:
         """Write the result, whole or not at all."""

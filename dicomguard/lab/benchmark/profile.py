@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dicomguard.errors import DicomguardError
+from dicomguard.errors import ConfigError
 
 _T = TypeVar("_T")
 
@@ -158,9 +158,9 @@ def named(name: str) -> Profile:
     """The profile of that name.
 
     Raises:
-        DicomguardError: there is none.
+        ConfigError: there is none.
 
     """
     if name not in PROFILES:
-        raise DicomguardError(f"there is no profile {name}.", advice=f"Take one of {', '.join(PROFILES)}.")
+        raise ConfigError(f"there is no profile {name}.", advice=f"Take one of {', '.join(PROFILES)}.")
     return PROFILES[name]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ _NAMED = 5  # file names in a sentence
 # Everything that decoders of pictures and of DICOM raise on bad files; Pillow's PNG reader raises SyntaxError.
 _BAD_FILE = (
     OSError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
     ValueError,
     SyntaxError,
     KeyError,
@@ -60,8 +65,13 @@ def take(entries: Sequence[Entry], cache: Path | None, advance: Callable[[float]
     stamps = "\n".join([_VERSION, *(f"{entry.example.path} {entry.stamp}" for entry in entries)])
     kept = None if cache is None else cache / f"inventory-{hashlib.sha256(stamps.encode()).hexdigest()[:16]}.npz"
     if kept is not None and kept.exists():
-        with kept.open("rb") as file, np.load(file, allow_pickle=False) as held:
-            facts = {name: held[name] for name in held.files}
+        try:
+            with kept.open("rb") as file, np.load(file, allow_pickle=False) as held:
+                facts = {name: held[name] for name in held.files}
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise DicomguardError(
+                f"{kept} cannot be read: {_one_line(error)}.", advice="Delete it; the pictures are then read again."
+            ) from error
     else:
         facts = _read(entries, advance)
         if kept is not None:

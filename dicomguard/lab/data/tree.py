@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.data.inventory import some
@@ -20,6 +19,7 @@ from dicomguard.lab.datasets import Example, Split
 from dicomguard.pixels.reader import images
 
 LABELS = "labels.csv"
+_ABSENT_SHARE = 0.02
 _FACTS = (
     "SOPInstanceUID",
     "SeriesInstanceUID",
@@ -52,10 +52,21 @@ def labelled(root: Path, labels: Path | None = None) -> Listing:
         raise DicomguardError(
             f"{table} says neither sop_instance_uid nor path of its files.", advice="Add one of these columns."
         )
-    wanted = {row[key]: row for row in rows}
+    if "split" in rows[0]:
+        raise DicomguardError(
+            f"{table} has a column split, which is not read for DICOM files.",
+            advice="Give a folder and a table for each split apart, or drop the column: groups are then divided anew.",
+        )
+    wanted: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row[key] in wanted:
+            raise DicomguardError(f"{table} lists {row[key]} twice.", advice="Drop one of the lines.")
+        wanted[row[key]] = row
+    met: set[str] = set()
 
     def row_of(path: Path, header: Dataset) -> dict[str, str] | None:
         name = path.relative_to(root).as_posix() if key == "path" else str(header.get("SOPInstanceUID", ""))
+        met.update({name} & wanted.keys())
         return wanted.get(name)
 
     def label(path: Path, header: Dataset) -> str | None:
@@ -66,13 +77,18 @@ def labelled(root: Path, labels: Path | None = None) -> Listing:
         return (row_of(path, header) or {}).get("group")
 
     found = tree(root, label, group=group if "group" in rows[0] else None)
-    missing = len(wanted) - len(found.entries)
-    if not found.entries:
+    missing = [name for name in wanted if name not in met]
+    if not met:
         raise DicomguardError(
             f"none of the {len(wanted)} files that {table} names is under {root}.",
             advice="Paths are relative to the folder; UIDs are those of the files' SOP Instance UID.",
         )
-    absent = (f"{missing} files that {table.name} names and that are not there or not single frames",) * bool(missing)
+    if len(missing) > max(1, _ABSENT_SHARE * len(wanted)):
+        raise DicomguardError(
+            f"{len(missing)} of the {len(wanted)} files that {table} names are not there or no DICOM: {some(missing)}.",
+            advice="Correct the table or the folder: what is left would be another set.",
+        )
+    absent = (f"{len(missing)} files that {table.name} names and that are not there: {some(missing)}",) * bool(missing)
     return Listing(
         name=root.name,
         labels=labels_of(table, (one.example.label for one in found.entries)),
@@ -109,7 +125,7 @@ def tree(
         uid = str(header.get("SOPInstanceUID", ""))
         if name is None or uid in seen:
             continue
-        if int(header.get("NumberOfFrames") or 1) != 1:
+        if str(header.get("NumberOfFrames") or 1).strip() != "1":
             several.append(path.name)
             continue
         seen.add(uid)
@@ -149,7 +165,7 @@ def _header(path: Path) -> Dataset | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # values that a vendor wrote against the standard
             return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_FACTS))
-    except (InvalidDicomError, OSError, ValueError, TypeError, KeyError, AttributeError, EOFError):
+    except Exception:  # noqa: BLE001 - pydicom raises anything at hostile files, and one must not hide all the others
         return None
 
 

@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.report import further_sections, joel_section, noise_section, papers, reproduced
-from dicomguard.lab.whole import write_text
+from dicomguard.lab.whole import read_object, write_text
 
 Result = Mapping[str, Any]
 _TITLES: Final[Mapping[str, str]] = {
@@ -32,6 +32,7 @@ _SECTIONS: Final[Mapping[str, Callable[[Result, Path], Iterator[str]]]] = {
     "natural": further_sections.natural,
     "certified": further_sections.certified,
 }
+_PARTS: Final = ("grid", "cells", "charts", "command", "versions", "reductions")
 _STYLE: Final = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
 h1, h2, h3 { line-height: 1.2; margin-top: 2em; } h2 { border-bottom: 2px solid #0072B2; padding-bottom: .2em; }
@@ -84,6 +85,8 @@ def _shown(found: Result, results: Path, work: Path | None, figures: Path) -> di
     for victim, paths in sources.items():
         for path in paths:
             name = f"{victim.replace('/', '-')}--{path.name.rpartition('--')[2]}"
+            if not path.exists():
+                raise DicomguardError(f"{path} is not there any more.", advice="Run the benchmark again.")
             shutil.copyfile(path, figures / name)
             copied.setdefault(victim, []).append(f"{figures.name}/{name}")
     return copied
@@ -97,15 +100,22 @@ def read(results: Path, suite: str, profile: str) -> Result | None:
 
     """
     path = results / f"lab-{suite}-{profile}.json"
-    return _json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    found = _json(path)
+    lacking = [part for part in _PARTS if part not in found]
+    if lacking:
+        raise DicomguardError(
+            f"{path} has no {', '.join(lacking)}: it is of another version.", advice="Run the benchmark again."
+        )
+    return found
 
 
 def _json(path: Path) -> Result:
     try:
-        found: Result = json.loads(path.read_text())
+        return read_object(path)
     except (OSError, ValueError) as error:
         raise DicomguardError(f"{path} cannot be read: {error}.", advice="Run the benchmark again.") from error
-    return found
 
 
 def _page(

@@ -11,7 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from dicomguard.errors import DicomguardError
+from dicomguard.errors import ConfigError
 from dicomguard.lab.finetune import Settings
 
 
@@ -220,11 +220,11 @@ def victim(name: str) -> Victim:
     """The victim of that name.
 
     Raises:
-        DicomguardError: there is none; the advice lists all.
+        ConfigError: there is none; the advice lists all.
 
     """
     if name not in VICTIMS:
-        raise DicomguardError(f"there is no victim {name}.", advice=f"Known are {', '.join(VICTIMS)}.")
+        raise ConfigError(f"there is no victim {name}.", advice=f"Known are {', '.join(VICTIMS)}.")
     return VICTIMS[name]
 
 

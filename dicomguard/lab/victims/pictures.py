@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dicomguard.errors import DicomguardError
 from dicomguard.lab.cases import Case
+from dicomguard.lab.data import Collection
 from dicomguard.lab.whole import replacing
 from dicomguard.scoring.bundle import Inference
 
@@ -21,13 +24,14 @@ Advance = Callable[[str, float], None]
 
 
 def tensors(
-    cases: Sequence[Case], bits: int, inference: Inference, folder: Path, name: str, advance: Advance
+    cases: Sequence[Case], collection: Collection, inference: Inference, folder: Path, name: str, advance: Advance
 ) -> NDArray[np.uint16]:
     """Shape (N, planes, H, W), 65535 for white: mapped from a file in `folder`, which is written where it is not there.
 
     Sixteen bits keep what an eight or twelve bit file can say after averaging, at half of the memory.
     """
-    facts = [inference.model_dump_json(), str(bits), *(case.key for case in cases)]
+    bits = collection.bits
+    facts = [inference.model_dump_json(), str(bits), collection.content, *(case.key for case in cases)]
     path = folder / f"{name}-{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:16]}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -35,6 +39,8 @@ def tensors(
         shape = (len(cases), inference.input.planes, *inference.input.size)
         with replacing(path) as partial:
             rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint16, shape=shape)
+            with partial.open("r+b") as file:  # a full disk is an error here; in a mapping it would be a signal
+                os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
             for place, case in enumerate(cases):
                 with torch.inference_mode():
                     planes = preprocess(torch.from_numpy(case.image(bits).pixels))
@@ -42,8 +48,17 @@ def tensors(
                 advance(f"pictures, {name}", 1 / len(cases))
             rows.flush()
             del rows
-    found: NDArray[np.uint16] = np.load(path, mmap_mode="r")
+    try:
+        found: NDArray[np.uint16] = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise damaged(path, error) from error
     return found
+
+
+def damaged(path: Path, error: Exception) -> DicomguardError:
+    """What to do about a file that another program, or a dying disk, left in a place of ours."""
+    words = " ".join(str(error).split())[:200] or type(error).__name__
+    return DicomguardError(f"{path} cannot be read: {words}.", advice="Delete it; what it held is made again.")
 
 
 def batch_of(pictures: NDArray[np.uint16], places: NDArray[Any]) -> torch.Tensor:

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import pickle
 import re
 import shutil
 import time
@@ -35,7 +36,7 @@ from dicomguard.lab.victims import adversarial, card, staged
 from dicomguard.lab.victims.adversarial import Hardening
 from dicomguard.lab.victims.figures import figures
 from dicomguard.lab.victims.grid import Origin, Plan, Stage, Victim
-from dicomguard.lab.victims.pictures import Advance, tensors
+from dicomguard.lab.victims.pictures import Advance, damaged, tensors
 from dicomguard.lab.victims.staged import Material
 from dicomguard.lab.victims.weights import Begun, begin
 from dicomguard.lab.whole import replacing
@@ -78,10 +79,15 @@ def train(
     """Train, unless `out` holds what this very run makes; returns what training.json says.
 
     Raises:
-        DicomguardError: no such device, weights that do not fit, a loss that is no number, no room for the bundle.
+        DicomguardError: no such device, weights that do not fit, a loss that is no number, no room for the bundle, or
+            `out` holds anything else, which is never replaced.
 
     """
     options = options or Options()
+    out = out.resolve()
+    kept = report_of(out)
+    if kept is None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DicomguardError(f"{out} holds something that is no victim.", advice="Choose another --out.")
     device = usable(options.device)
     name = name_of(victim, collection, options)
     cases = {split: collection.cases(split) for split in (Split.TRAIN, Split.VALIDATION, Split.TEST)}
@@ -97,28 +103,34 @@ def train(
         "network": _digest(begun.network.state_dict()),
         "labels": collection.labels,
         "bits": collection.bits,
+        "content": collection.content,
         "cases": {split: [(case.key, case.truth) for case in part] for split, part in cases.items()},
         "seed": options.seed,
         "hardening": None if options.hardening is None else asdict(options.hardening),
         "version": dicomguard.__version__,
     }
     inputs = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    kept = report_of(out)
-    if kept is not None and kept.get("inputs") == inputs:
+    if kept is not None and kept.get("inputs") != inputs:
+        raise DicomguardError(
+            f"{out} holds {kept.get('name', 'a victim')} of another run: other settings, or other pictures.",
+            advice="Choose another --out, or delete that folder.",
+        )
+    if kept is not None:
+        _check_whole(out, kept)
         return kept
     folder = work or out.with_name(f"{out.name}.work")
     started = time.monotonic()
     memory.keep_buffers()
     try:
         pictures = {
-            split: tensors(cases[split], collection.bits, inference, folder, split.value, tick)
+            split: tensors(cases[split], collection, inference, folder, split.value, tick)
             for split in (Split.TRAIN, Split.VALIDATION)
         }
         run = _Run(victim, plan, options, device, folder / f"state-{inputs}.pt", tick)
         material = Material(pictures[Split.TRAIN], truths(cases[Split.TRAIN]), len(collection.labels))
         checked = Material(pictures[Split.VALIDATION], truths(cases[Split.VALIDATION]), len(collection.labels))
         state, best, history = run.fit(begun, material, checked)
-        partial = out.with_name(f"{out.name}.partial")
+        partial = out.with_name(f".{out.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         bundle.write(
             partial,
@@ -285,12 +297,21 @@ class _Run:
     def _load(self) -> dict[str, Any] | None:
         if not self.path.exists():
             return None
-        return cast("dict[str, Any]", torch.load(self.path, map_location="cpu", weights_only=True))
+        try:
+            return cast("dict[str, Any]", torch.load(self.path, map_location="cpu", weights_only=True))
+        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            raise damaged(self.path, error) from error
 
     def _save(self, state: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path) as partial:
-            torch.save(state, partial)
+        try:
+            with replacing(self.path) as partial:
+                torch.save(state, partial)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise DicomguardError(
+                f"{self.path} cannot be written: the disk may be full.",
+                advice="Make room and give the same command again; it goes on after the last epoch that was kept.",
+            ) from error
 
 
 def _shortened(plan: Plan, epochs: int | None) -> Plan:
@@ -351,13 +372,23 @@ def _versions() -> dict[str, str]:
 
 
 def _put(partial: Path, out: Path) -> None:
-    """Move a whole folder into place; what stood there is gone only once the new one is whole."""
-    old = out.with_name(f"{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    """Move a whole folder into its place, where an empty one may stand."""
     if out.exists():
-        out.rename(old)
+        out.rmdir()
     partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_whole(out: Path, kept: dict[str, Any]) -> None:
+    """Raises DicomguardError where the bundle is not the one that the report speaks of."""
+    try:
+        is_whole = Scorer(Bundle(out)).fingerprint == kept.get("fingerprint")
+    except DicomguardError:
+        is_whole = False
+    if not is_whole:
+        raise DicomguardError(
+            f"{out} is not the bundle any more that its {REPORT} speaks of.",
+            advice="Delete the folder and train again.",
+        )
 
 
 def _digest(state: dict[str, Any]) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL.Image
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
@@ -247,6 +250,49 @@ def test_groups_of_the_table_come_before_patients(dicom: Path, tmp_path: Path) -
     labels = column(dicom, tmp_path / "labels.csv", "path", more=",group")
     with pytest.raises(DicomguardError, match="at least 2 are needed"):
         open_collection(str(dicom), tmp_path, labels=labels, least=2)  # five groups are too few for four splits
+
+
+def test_a_table_of_dicom_files_that_would_be_half_believed_is_refused(dicom: Path, tmp_path: Path) -> None:
+    labels = column(dicom, tmp_path / "labels.csv", "path")
+    lines = labels.read_text().split()
+    for wrong, words in (
+        ([*lines, lines[1].rpartition(",")[0] + ",other"], "twice"),
+        ([lines[0] + ",split", *(line + ",train" for line in lines[1:])], "column split"),
+        ([*lines, *(f"absent{n}.dcm,normal" for n in range(5))], r"5 of the .* files that .* are not there.*absent0"),
+    ):
+        labels.write_text("\n".join(wrong) + "\n")
+        with pytest.raises(DicomguardError, match=words):
+            open_collection(str(dicom), tmp_path, labels=labels, least=2)
+
+
+def test_an_odd_dicom_file_hides_no_other(dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = column(dicom, tmp_path / "labels.csv", "path")
+    before = open_collection(str(dicom), tmp_path, labels=labels, least=2)
+    odd = dicom / "odd.dcm"
+
+    def read(path: Path, **options: Any) -> Dataset:
+        if Path(path) == odd:
+            raise NotImplementedError("an unknown VR")
+        return dcmread(path, **options)
+
+    dcmread = pydicom.dcmread
+    monkeypatch.setattr(pydicom, "dcmread", read)
+    odd.write_bytes(b"x")
+    try:
+        assert keys(open_collection(str(dicom), tmp_path, labels=labels, least=2)) == keys(before)
+    finally:
+        odd.unlink()
+
+
+@pytest.mark.parametrize("kind", ["I;16", "I", "F"])
+def test_pictures_of_more_than_eight_bits_are_no_pictures_of_eight(tmp_path: Path, kind: str) -> None:
+    class_folders(tmp_path / "set", TWO)
+    samples = blobs(1).astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[kind]) * 16
+    for path in sorted((tmp_path / "set" / "ill").iterdir()):
+        path.unlink()
+        PIL.Image.fromarray(samples).save(path.with_suffix(".tif"))
+    with pytest.raises(DicomguardError, match="more than 8 bits"):
+        open_collection("set", tmp_path)
 
 
 def test_dicom_files_are_not_scaled_and_need_labels(dicom: Path, tmp_path: Path) -> None:

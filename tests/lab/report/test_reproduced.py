@@ -7,7 +7,7 @@ import pytest
 
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.figures import share
-from dicomguard.lab.report import further_sections, reproduced
+from dicomguard.lab.report import further_sections, page, reproduced
 
 
 def rated(hits: int, count: int = 100) -> dict[str, Any]:
@@ -94,6 +94,16 @@ def test_attacks_on_the_shipped_certificates_keep_their_three_rates_apart() -> N
     page = "".join(further_sections.soundness([one]))
     assert "| toy | 0.004 | 200 | 0 of 90 | 44.0" in page
     assert "".join(further_sections.soundness([])) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("[]", "cannot be read"), ("{", "cannot be read"), ("{}", "of another version")]
+)
+def test_tables_that_are_none_are_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "lab-natural-cpu.json").write_text(text)
+    with pytest.raises(DicomguardError, match=words):
+        page.read(tmp_path, "natural", "cpu")
+    assert page.read(tmp_path, "adaptive", "cpu") is None
 
 
 def test_reasons_that_cannot_be_read_are_named(tmp_path: Path) -> None:

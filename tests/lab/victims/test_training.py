@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,45 @@ def test_it_is_not_trained_again_unless_something_changed(trained: Path, tmp_pat
     assert (trained / REPORT).stat().st_mtime_ns == before
     assert not trained.with_name("toy.work").exists()
     assert not trained.with_name("toy.partial").exists()
+
+
+def test_nothing_that_stands_there_is_replaced(trained: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "thesis"
+    mine.mkdir()
+    (mine / "chapter1.txt").write_text("years of work")
+    beside = tmp_path / "thesis.old"
+    beside.mkdir()
+    with pytest.raises(DicomguardError, match="holds something that is no victim"):
+        train(victim(), collection(), mine, Options(seed=3))
+    assert (mine / "chapter1.txt").read_text() == "years of work"
+    assert beside.exists()
+    with pytest.raises(DicomguardError, match="of another run: other settings, or other pictures"):
+        train(victim(), collection(), trained, Options(seed=4))
+    with pytest.raises(DicomguardError, match="of another run: other settings, or other pictures"):
+        train(victim(), replace(collection(), content="0" * 64), trained, Options(seed=3))
+    report = report_of(trained)
+    assert report is not None
+    assert report["seed"] == 3
+
+
+def test_a_bundle_that_was_damaged_is_not_taken_for_trained(trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    for path in (copy / "models").iterdir():
+        path.unlink()
+    with pytest.raises(DicomguardError, match="not the bundle any more"):
+        train(victim(), collection(), copy, Options(seed=3))
+
+
+@pytest.mark.parametrize("pattern", ["state-*.pt", "train-*.npy"])
+def test_what_was_kept_and_is_damaged_is_named(tmp_path: Path, pattern: str) -> None:
+    work = tmp_path / "work"
+    train(victim(), collection(), tmp_path / "first", Options(seed=3), work=work)
+    (path,) = work.glob(pattern)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DicomguardError, match=rf"{path.name} cannot be read.*Delete it"):
+        train(victim(), collection(), tmp_path / "second", Options(seed=3), work=work)
+    assert not (tmp_path / "second").exists()
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

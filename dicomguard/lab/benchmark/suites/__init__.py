@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from dicomguard.errors import DicomguardError
+from dicomguard.errors import ConfigError, DicomguardError
 from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.profile import Profile
 from dicomguard.lab.benchmark.suites import adaptive, certified, joel2023, natural, noise_consistency
@@ -30,7 +30,7 @@ def plan(name: str, profile: Profile, where: Where) -> Plan:
 
     """
     if name not in SUITES:
-        raise DicomguardError(f"there is no suite {name}.", advice=f"Take one of {', '.join(SUITES)}.")
+        raise ConfigError(f"there is no suite {name}.", advice=f"Take one of {', '.join(SUITES)}.")
     return SUITES[name](profile, where)
 
 
