@@ -42,7 +42,7 @@ MAKERS: dict[str, Callable[[], Supervised]] = {
 }
 
 
-# ResNet-18 takes seconds to learn anything.
+# A residual network at full resolution takes seconds to learn anything.
 TAUGHT = [pytest.param(name, marks=pytest.mark.slow) if name == "resnet50" else name for name in MAKERS]
 
 
@@ -77,7 +77,7 @@ def test_a_planted_pattern_is_learned(name: str) -> None:
 def test_labels_that_were_shuffled_teach_nothing(name: str) -> None:
     everything = joined([clean(1, 60), attacked(2, 60)])
     areas = []
-    for seed in (7, 8, 9):
+    for seed in range(7, 15):
         order = np.random.default_rng(seed).permutation(120)
         detector = MAKERS[name]()
         # As many planted ones on either side.
@@ -88,7 +88,8 @@ def test_labels_that_were_shuffled_teach_nothing(name: str) -> None:
         area = auroc(detector.scores(clean(5, 60)), detector.scores(attacked(6, 60)))
         assert area is not None
         areas.append(area)
-    # One chance direction may lean far either way, and not all of them the same; a learned one is beyond .9 each time.
+    # One chance direction may lean far either way, the more so the better a network sees; their mean may not. What was
+    # learned is beyond .9 each time.
     assert 0.2 < np.mean(areas) < 0.8, areas
 
 
