@@ -116,6 +116,19 @@ class Evasion:
     vote: Tensor
 
 
+def log_vote(pair: Pair, planes: Tensor, noise: Tensor, targets: Tensor) -> Tensor:
+    """The log of the guard's mean probability of `targets` (n, questions) over draws: (n,); gradients flow.
+
+    `planes`: (n, P, S, S); `noise`: (n, draws, P, S, S), standard normal.
+    """
+    draws = noise.shape[1]
+    noisy = (planes.unsqueeze(1) + pair.sigma * noise).flatten(0, 1)
+    logs = pair.guard(noisy).float().log_softmax(2).view(len(planes), draws, *targets.shape[1:], -1)
+    wanted = targets[:, None, :, None].expand(-1, draws, -1, -1)
+    chosen = logs.gather(3, wanted)[..., 0].sum(2)  # the log-probability of all answers together
+    return chosen.logsumexp(1) - torch.log(torch.tensor(float(draws)))
+
+
 def joint_attack(
     pair: Pair, stored: Tensor, targets: Tensor, tactics: Sequence[Tactic], seeds: Sequence[int], budget: Budget
 ) -> Evasion:
@@ -222,11 +235,7 @@ class _Run:
             pixels = (files[self.led] / self.budget.levels).requires_grad_()
             planes = self.pair.planes(pixels)
             noise = self._random((draws, *planes.shape[1:]), uniform=False)[self.led]
-            noisy = (planes.unsqueeze(1) + self.pair.sigma * noise).flatten(0, 1)
-            logs = self.pair.guard(noisy).float().log_softmax(2).view(len(self.led), draws, *self.targets.shape[1:], -1)
-            wanted = self.targets[self.led][:, None, :, None].expand(-1, draws, -1, -1)
-            chosen = logs.gather(3, wanted)[..., 0].sum(2)  # the log-probability of all answers together
-            log_mean = chosen.logsumexp(1) - torch.log(torch.tensor(float(draws)))
+            log_mean = log_vote(self.pair, planes, noise, self.targets[self.led])
             (gradient,) = torch.autograd.grad(-log_mean.sum(), pixels)
         vote[self.led] = log_mean.detach().exp()
         scaled[self.led] = _scaled(gradient)

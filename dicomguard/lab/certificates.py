@@ -152,15 +152,16 @@ class Workshop:
             batch = clean.batch([place])
             assert batch.planes is not None
             (odds,) = self.scorer.answer(batch.pixels).log_odds
+            answer = head.answer(odds)
             seeds = noise.seeds(_KEY, item.study, 0, item.sha256, self.scorer.fingerprint)
             started = time.perf_counter()
-            vote = guard.vote(batch.planes[0], head.answer(odds), seeds.guard)
+            vote = guard.vote(batch.planes[0], answer, seeds.guard)
             seconds.append(time.perf_counter() - started)
             outcomes.append(vote.outcome)
-            answers.append(head.answer(odds)[0])
+            answers.append(answer[0])
             draws.append(vote.draws)
             self._advance(f"certify eps {guard.settings.eps:g}", 1 / len(clean))
-        certified = np.array([o is Outcome.CERTIFIED for o in outcomes])
+        certified, answered = np.array([o is Outcome.CERTIFIED for o in outcomes]), np.array(answers)
         return {
             "eps": guard.settings.eps,
             "sigma": guard.settings.sigma,
@@ -168,9 +169,7 @@ class Workshop:
             "looks": list(guard.settings.looks),
             "certified": share(certified),
             # A guard that always says the same certifies most files of a set that is mostly one answer.
-            "by_answer": {
-                label: share(certified[np.array(answers) == place]) for place, label in enumerate(self.scorer.labels)
-            },
+            "by_answer": {label: share(certified[answered == place]) for place, label in enumerate(self.scorer.labels)},
             "agrees": share([o in (Outcome.CERTIFIED, Outcome.UNCERTIFIED) for o in outcomes]),
             "unenrolled": share([o is Outcome.UNENROLLED for o in outcomes]),
             "draws_mean": float(np.mean(draws)),

@@ -52,6 +52,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
+def damaged(path: Path, error: Exception) -> DicomguardError:
+    """What to do about a file that another program, or a dying disk, left in a place of ours."""
+    words = " ".join(str(error).split())[:200] or type(error).__name__
+    return DicomguardError(f"{path} cannot be read: {words}.", advice="Delete it; what it held is made again.")
+
+
 def not_written(path: Path, error: OSError) -> DicomguardError:
     """What a person reads when a disk is full or a folder is not theirs."""
     return DicomguardError(

@@ -186,7 +186,7 @@ def _check_unused(samples: Samples, described: Description, high_bit: int, width
     there (retired in PS3.5-2004) or anything else is a picture of its own to a reader that does not mask it: what is
     judged and what the AI computes from would be two.
     """
-    below = high_bit + 1 - min(described.bits_stored, high_bit + 1)
+    below = max(high_bit + 1 - described.bits_stored, 0)
     seen = int(np.bitwise_or.reduce(samples, axis=None))
     is_clear = seen >> (high_bit + 1) == 0
     if not is_clear and described.is_signed:

@@ -62,7 +62,7 @@ def benchmark(
     from dicomguard.scoring.device import usable
 
     plans = [suites.plan(name, named(profile), Where(data, work, device)) for name in suite]
-    wanted = [cell for cell in in_order([cell for plan in plans for cell in plan.everything()]) if only in cell.title]
+    wanted = [cell for cell in in_order([cell for plan in plans for cell in plan.cells.values()]) if only in cell.title]
     if not wanted:
         raise DicomguardError(f"no cell has {only!r} in its name.", advice="Run with --list to see the names.")
     if list_only:

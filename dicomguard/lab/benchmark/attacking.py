@@ -57,6 +57,11 @@ class Attacked:
     files: Files | None
 
     @property
+    def left(self) -> Files | None:
+        """What succeeded, as files; the floats that flipped where none of them did so as a file."""
+        return self.floats if self.files is None else self.files
+
+    @property
     def knows_floats(self) -> bool:
         """Whether all that flipped was looked at before rounding."""
         return self.floats is not None or not any(one.flipped for one in self.attempts)

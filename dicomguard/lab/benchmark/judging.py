@@ -66,8 +66,7 @@ class Material:
         shifts: Mapping[str, Files],
     ) -> Self:
         """Divide the calibration by group. Where no file of the validation was changed, floats choose the level."""
-        chosen_by = validation.floats if validation.files is None else validation.files
-        return cls(training, calibration, *divided(calibration), clean, chosen_by, attacks, shifts)
+        return cls(training, calibration, *divided(calibration), clean, validation.left, attacks, shifts)
 
     @property
     def has_guard(self) -> bool:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.data.listing import Entry, Picture
 from dicomguard.lab.duplicates import Signatures, signatures
-from dicomguard.lab.whole import replacing
+from dicomguard.lab.whole import damaged, replacing
 
 _VERSION = "1"
 _UNREADABLE_SHARE = 0.02
@@ -69,9 +69,7 @@ def take(entries: Sequence[Entry], cache: Path | None, advance: Callable[[float]
             with kept.open("rb") as file, np.load(file, allow_pickle=False) as held:
                 facts = {name: held[name] for name in held.files}
         except (ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise DicomguardError(
-                f"{kept} cannot be read: {_one_line(error)}.", advice="Delete it; the pictures are then read again."
-            ) from error
+            raise damaged(kept, error) from error
     else:
         facts = _read(entries, advance)
         if kept is not None:

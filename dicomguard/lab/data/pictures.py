@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -170,12 +170,17 @@ def labels_of(path: Path, labels: Iterable[str]) -> tuple[str, ...]:
 
 def distinct(path: Path, entries: list[Entry]) -> list[Entry]:
     """The entries as they are. Raises DicomguardError where one picture is listed twice."""
-    seen: set[Path] = set()
-    for one in entries:
-        if one.example.path in seen:
-            raise DicomguardError(f"{path} lists {one.key} twice.", advice="Drop one of the lines.")
-        seen.add(one.example.path)
+    refuse_twice(path, ((one.example.path, one.key) for one in entries))
     return entries
+
+
+def refuse_twice(table: Path, listed: Iterable[tuple[Hashable, str]]) -> None:
+    """Raises DicomguardError where a table lists one thing twice: what it is, and what the table calls it."""
+    seen: set[Hashable] = set()
+    for one, called in listed:
+        if one in seen:
+            raise DicomguardError(f"{table} lists {called} twice.", advice="Drop one of the lines.")
+        seen.add(one)
 
 
 def relabelled(listed: Listing, names: Mapping[str, str], labels: tuple[str, ...]) -> list[Entry]:

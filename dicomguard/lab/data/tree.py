@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.data.inventory import some
 from dicomguard.lab.data.listing import Entry, Listing, Picture
-from dicomguard.lab.data.pictures import labels_of, read_table, stamp
+from dicomguard.lab.data.pictures import labels_of, read_table, refuse_twice, stamp
 from dicomguard.lab.datasets import Example, Split
 from dicomguard.pixels.reader import images
 
@@ -57,17 +57,16 @@ def labelled(root: Path, labels: Path | None = None) -> Listing:
             f"{table} has a column split, which is not read for DICOM files.",
             advice="Give a folder and a table for each split apart, or drop the column: groups are then divided anew.",
         )
-    wanted: dict[str, dict[str, str]] = {}
-    for row in rows:
-        if row[key] in wanted:
-            raise DicomguardError(f"{table} lists {row[key]} twice.", advice="Drop one of the lines.")
-        wanted[row[key]] = row
+    refuse_twice(table, ((row[key], row[key]) for row in rows))
+    wanted = {row[key]: row for row in rows}
     met: set[str] = set()
 
     def row_of(path: Path, header: Dataset) -> dict[str, str] | None:
         name = path.relative_to(root).as_posix() if key == "path" else str(header.get("SOPInstanceUID", ""))
-        met.update({name} & wanted.keys())
-        return wanted.get(name)
+        row = wanted.get(name)
+        if row is not None:
+            met.add(name)
+        return row
 
     def label(path: Path, header: Dataset) -> str | None:
         row = row_of(path, header)

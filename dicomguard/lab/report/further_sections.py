@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dicomguard.lab.benchmark.suites.adaptive import parted
 from dicomguard.lab.report.curves import Curve, bars, shares
 from dicomguard.lab.report.noise_section import PAPER
 from dicomguard.lab.report.words import counted, rate, table, who
@@ -26,7 +27,7 @@ def adaptive(found: Result, figures: Path) -> Iterator[str]:
         yield f"### {title}\n"
         detectors = {name: row for name, row in one["detectors"].items() if name in _SHOWN}
         yield "Share of all attacked files that are changed and not seen, percent, at the detector's own threshold.\n"
-        budgets = list(dict.fromkeys(name.rpartition(", eps ")[2] for name in one["attacks"]))
+        budgets = list(dict.fromkeys(f"{parted(name)[1]:g}" for name in one["attacks"]))
         for name, row in detectors.items():
             yield f"**{name}** (false alarms {rate(row['clean'])})\n"
             rows = [*_rates(row["undetected_success"], budgets), _pooled(row["any"], budgets)]
@@ -48,13 +49,14 @@ def adaptive(found: Result, figures: Path) -> Iterator[str]:
             file = f"adaptive-{one['family']}-{one['data_set']}-{one['seed']}.png"
             path = shares(panels, figures / file, x="eps", y="undetected success", log=True, bar=BROKEN)
             yield f"![Undetected success against eps: {title}](figures/{path.name})\n"
+    yield from soundness(found.get("proofs", ()))
 
 
 def _by_attack(found: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
     by_attack: dict[str, list[tuple[str, Any]]] = {}
     for name, share in found.items():
-        attack, _, eps = name.rpartition(", eps ")
-        by_attack.setdefault(attack, []).append((eps, share))
+        attack, eps = parted(name)
+        by_attack.setdefault(attack, []).append((f"{eps:g}", share))
     return {attack: sorted(points, key=lambda point: float(point[0])) for attack, points in by_attack.items()}
 
 
@@ -70,13 +72,13 @@ def _pooled(found: Mapping[str, Any], budgets: Sequence[str]) -> list[str]:
 
 def strongest(found: Mapping[str, Any], within: float = WITHIN) -> tuple[str, Any]:
     """Of shares by `ATTACK, eps BUDGET` the name and the share of the one that got furthest unseen within a budget."""
-    inside = {name: share for name, share in found.items() if float(name.rpartition(" ")[2]) <= within}
+    inside = {name: share for name, share in found.items() if parted(name)[1] <= within}
     name = max(inside, key=lambda one: inside[one]["rate"] or 0.0, default="")
     return name, inside.get(name)
 
 
 def _verdict(name: str, found: Mapping[str, Any]) -> str:
-    budgets = sorted({float(attack.rpartition(" ")[2]) for attack in found})
+    budgets = sorted({parted(attack)[1] for attack in found})
     for eps in budgets:
         attack, share = strongest(found, eps)
         if (share["rate"] or 0) >= BROKEN:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any, Final
 from markdown_it import MarkdownIt
 
 from dicomguard.errors import DicomguardError
+from dicomguard.lab.benchmark.cell import RESULT
 from dicomguard.lab.report import further_sections, joel_section, noise_section, papers, reproduced
 from dicomguard.lab.whole import read_object, write_text
 
@@ -61,10 +61,12 @@ def write(results: Path, out: Path, profile: str, *, command: str, work: Path | 
         )
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    there = {suite: {**one, "charts": _shown(one, results, work, figures)} for suite, one in there.items()}
-    missing = [suite for suite in found if suite not in there]
     proofs = [_json(path) for path in sorted(results.glob("soundness-*.json"))]
-    lines = _page(there, missing, reproduced.read_reasons(results), proofs, figures, profile, command)
+    there = {
+        suite: {**one, "charts": _shown(one, results, work, figures), "proofs": proofs} for suite, one in there.items()
+    }
+    missing = [suite for suite in found if suite not in there]
+    lines = _page(there, missing, reproduced.read_reasons(results), figures, profile, command)
     text = "\n".join(lines) + "\n"
     markdown, page = out / "report.md", out / "report.html"
     write_text(markdown, text)
@@ -79,7 +81,7 @@ def _shown(found: Result, results: Path, work: Path | None, figures: Path) -> di
         kind, _, victim = name.partition("/")
         if kind == "pictures":
             folder = work / kind / key
-            shown = json.loads((folder / "result.json").read_text())["pictures"] if folder.exists() else []
+            shown = _json(folder / RESULT)["pictures"] if folder.exists() else []
             sources.setdefault(victim, []).extend(folder / picture for picture in shown)
     copied: dict[str, list[str]] = {}
     for victim, paths in sources.items():
@@ -122,7 +124,6 @@ def _page(
     there: Mapping[str, Result],
     missing: list[str],
     reasons: Mapping[str, str],
-    proofs: list[Result],
     figures: Path,
     profile: str,
     command: str,
@@ -147,8 +148,6 @@ def _page(
             yield f"- {reduction}"
         yield ""
         yield from _SECTIONS[suite](found, figures)
-        if suite == "adaptive":
-            yield from further_sections.soundness(proofs)
 
 
 def as_html(text: str, folder: Path) -> str:

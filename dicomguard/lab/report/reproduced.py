@@ -14,6 +14,7 @@ from typing import Any, Final
 import yaml
 
 from dicomguard.errors import DicomguardError
+from dicomguard.lab.benchmark.suites.adaptive import parted
 from dicomguard.lab.report import papers
 from dicomguard.lab.report.further_sections import BROKEN, WITHIN, strongest
 from dicomguard.lab.report.joel_section import is_in_table_1, taught_as_published
@@ -142,12 +143,12 @@ def _adaptive(found: Result) -> Iterator[Claim]:
             (
                 each["succeeded"] / each["tried"]
                 for name, each in one["attacks"].items()
-                if float(name.rpartition(" ")[2]) <= WITHIN and each["tried"]
+                if parted(name)[1] <= WITHIN and each["tried"]
             ),
             default=0.0,
         )
         # Nobody passes unseen more often than answers change: what changes too seldom says nothing about the check.
-        holds = None if largest is None or (changed < BROKEN and largest < BROKEN) else largest >= BROKEN
+        holds = None if largest is None or changed < BROKEN else largest >= BROKEN
         yield Claim(
             f"adaptive/broken-{one['family']}-{one['data_set']}",
             f"whoever knows the paper's check on {who(one)}, {one['data_set']}, passes it unseen with {BROKEN:.0%} of"

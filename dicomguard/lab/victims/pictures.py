@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dicomguard.errors import DicomguardError
 from dicomguard.lab.cases import Case
 from dicomguard.lab.data import Collection
-from dicomguard.lab.whole import replacing
+from dicomguard.lab.whole import damaged, replacing
 from dicomguard.scoring.bundle import Inference
 
 _TOP = 65535
@@ -53,12 +52,6 @@ def tensors(
     except (ValueError, EOFError) as error:
         raise damaged(path, error) from error
     return found
-
-
-def damaged(path: Path, error: Exception) -> DicomguardError:
-    """What to do about a file that another program, or a dying disk, left in a place of ours."""
-    words = " ".join(str(error).split())[:200] or type(error).__name__
-    return DicomguardError(f"{path} cannot be read: {words}.", advice="Delete it; what it held is made again.")
 
 
 def batch_of(pictures: NDArray[np.uint16], places: NDArray[Any]) -> torch.Tensor:

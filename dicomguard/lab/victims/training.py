@@ -36,10 +36,10 @@ from dicomguard.lab.victims import adversarial, card, staged
 from dicomguard.lab.victims.adversarial import Hardening
 from dicomguard.lab.victims.figures import figures
 from dicomguard.lab.victims.grid import Origin, Plan, Stage, Victim
-from dicomguard.lab.victims.pictures import Advance, damaged, tensors
+from dicomguard.lab.victims.pictures import Advance, tensors
 from dicomguard.lab.victims.staged import Material
 from dicomguard.lab.victims.weights import Begun, begin
-from dicomguard.lab.whole import replacing
+from dicomguard.lab.whole import damaged, read_object, replacing
 from dicomguard.scoring import bundle, memory
 from dicomguard.scoring.bundle import Bundle, Constructor, Inference, Input, Noise
 from dicomguard.scoring.classifier import Classifier
@@ -191,10 +191,9 @@ def train(
 def report_of(out: Path) -> dict[str, Any] | None:
     """What training.json of a trained victim says; None where there is none that can be read."""
     try:
-        found: Any = json.loads((out / REPORT).read_text())
+        return read_object(out / REPORT)
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
 
 
 def name_of(victim: Victim, collection: Collection, options: Options) -> str:

@@ -6,7 +6,6 @@ so that the noise that it prepares for is never the noise that is drawn.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dicomguard.attacks.attacked import Attacked
-from dicomguard.attacks.joint import Budget, Pair, Tactic, joint_attack
+from dicomguard.attacks.joint import Budget, Pair, Tactic, joint_attack, log_vote
 from dicomguard.attacks.margins import CHUNK, Margins
 from dicomguard.attacks.suite import Attack
 from dicomguard.errors import DicomguardError
@@ -117,11 +116,7 @@ class Attacker:
             planes = pair.planes(current)
             shape = (_GUARD_DRAWS, *planes.shape[1:])
             noise = torch.stack([torch.randn(shape, generator=drawn[place]) for place in which.tolist()]).to(planes)
-            noisy = (planes.unsqueeze(1) + pair.sigma * noise).flatten(0, 1)
-            shares = pair.guard(noisy).float().log_softmax(2).view(len(which), _GUARD_DRAWS, targets.shape[1], -1)
-            wanted = targets[which][:, None, :, None].expand(-1, _GUARD_DRAWS, -1, -1)
-            likely: Tensor = shares.gather(3, wanted)[..., 0].sum(2).logsumexp(1)
-            return math.log(_GUARD_DRAWS) - likely
+            return -log_vote(pair, planes, noise, targets[which])
 
         return unlike
 
@@ -327,10 +322,9 @@ def adaptive(settings: dict[str, Any], place: Place) -> Result:
     """Attack the first `cases` test files with `attack` at `eps`, all of them."""
     scorer, collection = scorer_of(place), collection_of(place)
     clean = load_files(place.folders["clean"], "calibration")
-    validation = load_attacked(place.folders["validation"])
+    validation = load_attacked(place.folders["validation"]).left
     deep = DeepNetwork(Bundle(place.folders["victim"] / BUNDLE), device=place.device)
-    chosen_by = validation.floats if validation.files is None else validation.files
-    attacker = Attacker(scorer, deep, clean, chosen_by, collection.bits)
+    attacker = Attacker(scorer, deep, clean, validation, collection.bits)
     cases = collection.cases(Split.TEST)[: settings["cases"]]
     name = f"{settings['attack']} {settings['eps']:g}"
     found = attack_files(

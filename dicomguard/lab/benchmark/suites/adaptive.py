@@ -109,7 +109,7 @@ def _detector(row: dict[str, Any], judged: dict[str, Any]) -> dict[str, Any]:
 def any_of(unseen: Mapping[str, list[str]], tried: int) -> dict[str, Any]:
     """By budget the share of files that some attack of that budget or less changed unseen."""
     smallest = _smallest(unseen)
-    budgets = sorted({_eps_of(name) for name in unseen})
+    budgets = sorted({parted(name)[1] for name in unseen})
     found = {eps: sum(least <= eps for least in smallest.values()) for eps in budgets}
     return {f"{eps:g}": share([True] * hits + [False] * (tried - hits)) for eps, hits in found.items()}
 
@@ -139,31 +139,29 @@ def cost(succeeded: Mapping[str, list[str]], unseen: Mapping[str, list[str]]) ->
 
     singly: dict[str, dict[str, list[str]]] = {}
     for name, keys in unseen.items():
-        singly.setdefault(_attack_of(name), {})[name] = keys
+        singly.setdefault(parted(name)[0], {})[name] = keys
     medians = {attack: reached(names) for attack, names in singly.items()}
     best = min(medians, key=lambda attack: medians[attack], default="")
     return {
         "files": len(plain),
         "success": success,
-        "is_least": success <= min(_eps_of(name) for name in succeeded),
+        "is_least": success <= min(parted(name)[1] for name in succeeded),
         "attack": best if math.isfinite(medians.get(best, math.inf)) else None,
         **costs(medians.get(best, math.inf)),
         "pooled": costs(reached(unseen)),
     }
 
 
-def _attack_of(name: str) -> str:
-    return name.rpartition(", eps ")[0]
-
-
-def _eps_of(name: str) -> float:
-    return float(name.rpartition(" ")[2])
+def parted(name: str) -> tuple[str, float]:
+    """`ATTACK, eps BUDGET` as both."""
+    attack, _, eps = name.rpartition(", eps ")
+    return attack, float(eps)
 
 
 def _smallest(keys: Mapping[str, list[str]]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, members in keys.items():
-        eps = _eps_of(name)
+        _, eps = parted(name)
         for key in members:
             found[key] = min(found.get(key, math.inf), eps)
     return found
