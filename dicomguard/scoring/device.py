@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from dicomguard.errors import DicomguardError
+from dicomguard.errors import ConfigError
 
 
 def usable(name: str) -> torch.device:
     """The device of this name, such as `cpu`, `cuda` or `cuda:1`.
 
     Raises:
-        DicomguardError: there is none of that name, or it cannot be used here.
+        ConfigError: there is none of that name, or it cannot be used here.
 
     """
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter from a build without CUDA
-        raise DicomguardError(
+        raise ConfigError(
             f"device {name} cannot be used: {' '.join(str(error).split())[:300]}.",
             advice="Use cpu, or install what the device needs.",
         ) from error

@@ -24,6 +24,7 @@ def test_every_suite_runs_and_is_reported(data_dir: Path, tmp_path: Path) -> Non
     assert ran.returncode == 0, ran.stdout + ran.stderr
     told = json.loads(ran.stdout.splitlines()[-1])
     assert told["failed"] == []
+    assert ran.stderr.count(": done.") == told["done"], "a log shows how far a night's run is"
     assert {path.name for path in results.glob("*.json")} == {f"lab-{suite}-smoke.json" for suite in SUITES}
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(again.stdout.splitlines()[-1])["done"] == 0, "what is there is not computed twice"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +14,14 @@ import typer
 from dicomguard.cli.compose import JsonOption
 from dicomguard.cli.lab.datasets import DataOption
 from dicomguard.cli.output import Bars, console, print_json, print_table
-from dicomguard.errors import DicomguardError
+from dicomguard.errors import ConfigError
 
 if TYPE_CHECKING:  # torch, imported when the command runs
     from dicomguard.lab.benchmark.cell import Cell
     from dicomguard.lab.benchmark.runner import Outcome
     from dicomguard.lab.benchmark.suites.planning import Plan
+
+_log = logging.getLogger(__name__)
 
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where the benchmarks' tables are kept.")]
 
@@ -64,26 +68,43 @@ def benchmark(
     plans = [suites.plan(name, named(profile), Where(data, work, device)) for name in suite]
     wanted = [cell for cell in in_order([cell for plan in plans for cell in plan.cells.values()]) if only in cell.title]
     if not wanted:
-        raise DicomguardError(f"no cell has {only!r} in its name.", advice="Run with --list to see the names.")
+        raise ConfigError(f"no cell has {only!r} in its name.", advice="Run with --list to see the names.")
     if list_only:
         _list(in_order(wanted), work, as_json=as_json)
         return
     usable(device)  # one that is not there is refused before the first cell
     command = line("dicomguard lab benchmark", sys.argv[3:])
-    with Bars(quiet=as_json or not console.is_terminal) as bars:
+    is_watched = console.is_terminal and not as_json
+    with Bars(quiet=not is_watched) as bars:
         runner = Runner(
             KINDS,
             work,
             data,
             workers=workers or os.cpu_count() or 1,
             device=device,
-            show=lambda cell, share: bars(cell.title, round(100 * share), 100),
+            show=_on(bars) if is_watched else _in_lines(),
         )
         with alone_in(work):
             outcome = runner.run(wanted)
     written = [suites.write(plan, work, results, command=command) for plan in plans if _is_complete(plan, work)]
     _tell(outcome, written, as_json=as_json)
     raise typer.Exit(1 if outcome.failed else 0)
+
+
+def _on(bars: Bars) -> Callable[[Cell, float], None]:
+    return lambda cell, share: bars(cell.title, round(100 * share), 100)
+
+
+def _in_lines() -> Callable[[Cell, float], None]:
+    """Where a log or a pipe listens for a night: a line on stderr when a cell begins and when it is done."""
+    said: set[tuple[str, float]] = set()
+
+    def show(cell: Cell, share: float) -> None:
+        if share in (0.0, 1.0) and (cell.key, share) not in said:
+            said.add((cell.key, share))
+            _log.info("%s: %s.", cell.title, "done" if share else "begun")
+
+    return show
 
 
 def _is_complete(plan: Plan, work: Path) -> bool:

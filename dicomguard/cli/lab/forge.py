@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dicomguard.cli import compose
-from dicomguard.cli.compose import DecoderOption, JsonOption
+from dicomguard.cli.compose import JsonOption
 from dicomguard.cli.output import Bars, console, print_json, print_table
+
+ForgeConfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="DICOMGUARD_CONFIG",
+        help="The node's configuration file: for the bundle's images, and the decoder's limits.",
+    ),
+]
 
 if TYPE_CHECKING:  # torch, imported by the command
     from dicomguard.lab.live.manifest import Row
@@ -39,9 +49,13 @@ def forge(
     ] = False,
     match: Annotated[
         list[str] | None,
-        typer.Option("--match", metavar="KEYWORD=VALUE", help="Only images with this, such as Modality=CR."),
+        typer.Option(
+            "--match",
+            metavar="KEYWORD=VALUE",
+            help="Only images with this, such as Modality=CR; by default what the configuration says of the bundle.",
+        ),
     ] = None,
-    config: DecoderOption = None,
+    config: ForgeConfig = None,
     as_json: JsonOption = False,
 ) -> None:
     """Attack clean DICOM files and write valid DICOM studies with a manifest of what is true of them.
@@ -60,7 +74,7 @@ def forge(
         raise typer.BadParameter(f"{said}; there are {', '.join(attacks)}", param_hint="--attack")
     if out.resolve().is_relative_to(clean.resolve()) or clean.resolve().is_relative_to(out.resolve()):
         raise typer.BadParameter("the clean files and the forged ones need folders apart", param_hint="--out")
-    matching = _matching(match or [])
+    matching = _matching(match) if match else _configured(config, bundle)
     chosen = {name: attacks[name] for name in attack or []}
     wishes = forging.Wishes(chosen, seed, limit, with_clean, keep_failed)
     scorer = Scorer.load(bundle)
@@ -76,6 +90,7 @@ def forge(
         "attacked": len(attacked),
         "flipped": sum(bool(row.flipped) for row in attacked),
         "died_in_rounding": sum(_died(row) for row in attacked),
+        "match": matching,
         "refused": [{"path": str(one.path), "why": one.why} for one in found.refused],
     }
     if as_json:
@@ -89,6 +104,13 @@ def forge(
             soft_wrap=True,
         )
         raise typer.Exit(1)
+
+
+def _configured(config: Path | None, bundle: Path) -> Mapping[str, Sequence[str]]:
+    """What the node's configuration says of the images that a bundle is for; nothing where it does not name it."""
+    settings = None if config is None else compose.read_config(config)
+    sections = () if settings is None else settings.bundles
+    return next((section.match for section in sections if section.path.resolve() == bundle.resolve()), {})
 
 
 def _matching(lines: Sequence[str]) -> dict[str, list[str]]:
@@ -130,4 +152,9 @@ def _show(rows: Sequence[Row], refused: Sequence[Refused], summary: dict[str, An
         soft_wrap=True,
         highlight=False,
     )
+    if not summary["match"]:
+        console.print(
+            "All images were taken: neither --match nor a configuration says which ones the bundle is for.",
+            markup=False,
+        )
     console.print("Send them with 'dicomguard replay --manifest' or with storescu.", markup=False)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -107,14 +108,22 @@ class Records:
 
 @contextmanager
 def records(config: Path | None, ledger: Path | None, site_key: Path | None) -> Iterator[Records]:
-    """Those of a configured node, or a ledger file with the key that belongs to it. Raises ConfigError."""
+    """Those of a configured node, or a ledger file with the key that belongs to it, which is read from a copy.
+
+    Raises:
+        ConfigError: neither is named, or they cannot be used.
+        LedgerError: the ledger cannot be read.
+
+    """
     if ledger is not None:
         from dicomguard.ledger import Ledger
+        from dicomguard.ledger.snapshot import snapshot
 
         key = _read_key(site_key or ledger.resolve().parent / "keys" / "site.key")
-        url = f"sqlite:///{ledger.resolve()}"
-        with Ledger.open(url, key.for_purpose("ledger-chain"), "lab", heads=None) as opened:
-            yield Records(opened, key)
+        with TemporaryDirectory(prefix="dicomguard-") as folder:
+            url = f"sqlite:///{snapshot(ledger, Path(folder))}"
+            with Ledger.open(url, key.for_purpose("ledger-chain"), "lab", heads=None) as opened:
+                yield Records(opened, key)
     elif config is not None:
         settings = compose.read_config(config)
         with compose.open_ledger(settings, "lab", existing=True) as opened:

@@ -54,11 +54,20 @@ def train(
     import torch
 
     from dicomguard.lab.data import open_collection
-    from dicomguard.lab.victims import Hardening, Options, victim
+    from dicomguard.lab.victims import Hardening, Options, check, victim
     from dicomguard.lab.victims import train as train_victim
 
     torch.set_num_threads(threads)
     chosen = victim(victim_name)
+    options = Options(
+        seed=seed,
+        epochs=epochs,
+        weights=weights,
+        download=download,
+        hardening=None if harden is None else Hardening(eps=harden),
+        device=device,
+    )
+    check(chosen, out.resolve(), options)  # reading a data set takes minutes
     with Bars(quiet=as_json) as bars:
         tick = stages(bars)
         collection = open_collection(
@@ -73,14 +82,7 @@ def train(
             chosen,
             collection,
             out,
-            Options(
-                seed=seed,
-                epochs=epochs,
-                weights=weights,
-                download=download,
-                hardening=None if harden is None else Hardening(eps=harden),
-                device=device,
-            ),
+            options,
             command=f"dicomguard {shlex.join(sys.argv[1:])}",
             tick=tick,
         )

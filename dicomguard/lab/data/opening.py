@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 from pydicom.dataset import Dataset
 
-from dicomguard.errors import DicomguardError
+from dicomguard.errors import ConfigError
 from dicomguard.lab.cases import Case
 from dicomguard.lab.data import arrays, named, papers, pictures, tree
 from dicomguard.lab.data.collection import Collection
@@ -70,16 +70,17 @@ def open_collection(
 
     Raises:
         DicomguardError: it is not there (the advice says where to get it), cannot be read, leaks, or lacks pictures.
+        ConfigError: nothing is called so, or pictures cannot be made as was asked.
 
     """
     listing = _listing(name_or_path, data, modality, labels)
     if side is not None and any(entry.dataset is not None for entry in listing.entries):
-        raise DicomguardError(
+        raise ConfigError(
             f"{listing.name} holds DICOM files, which are taken as they are: they cannot be stored with {side} pixels.",
             advice="Leave the side out; a victim scales what it is given by itself.",
         )
     if side is not None and not 8 <= side <= 4096:
-        raise DicomguardError(f"pictures of {side} x {side} pixels are not made.", advice="Give 8 to 4096.")
+        raise ConfigError(f"pictures of {side} x {side} pixels are not made.", advice="Give 8 to 4096.")
     inventory = take(listing.entries, cache, advance)
     divided = divide(listing, inventory, least=least)
     places = {label: place for place, label in enumerate(listing.labels)}
@@ -104,17 +105,17 @@ def open_collection(
 
 def _listing(name: str, data: Path, modality: str | None, labels: Path | None) -> Listing:
     if not data.is_dir():
-        raise DicomguardError(f"the data folder {data} is not there.", advice="Point --data at it.")
+        raise ConfigError(f"the data folder {data} is not there.", advice="Point --data at it.")
     if name in named.KNOWN:
         return named.listing(name, data)
     if name in papers.PAPERS:
         return papers.listing(name, data)
     if modality is not None and modality not in MODALITIES:
-        raise DicomguardError(f"pictures are not made {modality}.", advice=f"Say one of {', '.join(MODALITIES)}.")
+        raise ConfigError(f"pictures are not made {modality}.", advice=f"Say one of {', '.join(MODALITIES)}.")
     maker, bits = MODALITIES.get(modality or "", (None, 8))
     path = next((place for place in (Path(name), data / name) if place.exists()), None)
     if path is None:
-        raise DicomguardError(
+        raise ConfigError(
             f"{name} is no data set that is known here, and no path.",
             advice=f"Known are {', '.join(names())}; 'dicomguard lab datasets' says more.",
         )
@@ -127,13 +128,13 @@ def _listing(name: str, data: Path, modality: str | None, labels: Path | None) -
     elif path.is_dir():
         found = pictures.folders(path, maker=maker, bits=bits)
     else:
-        raise DicomguardError(
+        raise ConfigError(
             f"{path} is neither a folder nor a table nor an archive.", advice="Give a folder, a .csv or a .npz."
         )
     if modality == "OP":
         return dataclasses.replace(found, planes=3)
     if modality is not None and found.planes == 3:
-        raise DicomguardError(f"{path} holds colour pictures, which {modality} has not.", advice="Leave it out.")
+        raise ConfigError(f"{path} holds colour pictures, which {modality} has not.", advice="Leave it out.")
     return found
 
 

@@ -64,8 +64,9 @@ def folders(root: Path, *, maker: Maker | None = None, bits: int = 8) -> Listing
         DicomguardError: there are not at least two folders with pictures.
 
     """
-    found = {folder.name: files(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
-    found = {name: paths for name, paths in found.items() if paths}
+    there = {folder.name: files(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
+    found = {name: paths for name, paths in there.items() if paths}
+    empty = [name for name in there if name not in found and not name.startswith(".")]
     if len(found) < 2:
         raise DicomguardError(
             f"{root} holds {len(found)} folders with pictures; a folder for each of two or more classes is needed.",
@@ -92,7 +93,7 @@ def folders(root: Path, *, maker: Maker | None = None, bits: int = 8) -> Listing
         maker=maker or secondary_capture,
         bits=bits,
         planes=planes,
-        limits=(NO_PATIENTS,),
+        limits=(NO_PATIENTS, *([f"No class, for they hold no pictures: {', '.join(empty)}."] if empty else [])),
     )
 
 

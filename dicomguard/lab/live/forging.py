@@ -186,7 +186,14 @@ class Forge:
         if key not in self._journal:
             return None
         row = Row.from_json(self._journal[key]["row"])
-        return None if row.path is not None and not (self._out / row.path).is_file() else row
+        return row if row.path is None or self._is_whole(self._out / row.path, row) else None
+
+    def _is_whole(self, path: Path, row: Row) -> bool:
+        """Whether a file of the set is still what was written: a full disk or a copy may have cut it short."""
+        try:
+            return path.is_file() and opened(path, self._worker).header.sha256 == row.sha256
+        except DicomguardError:
+            return False
 
     def _make(self, kind: str, group: Sequence[Source], names: Mapping[str, Identity]) -> None:
         for making in self._copied(group) if kind == _CLEAN else self._attacked(kind, group):

@@ -2,6 +2,6 @@
 
 from dicomguard.lab.victims.adversarial import Hardening
 from dicomguard.lab.victims.grid import VICTIMS, Victim, victim, victims_of
-from dicomguard.lab.victims.training import REPORT, Options, report_of, train
+from dicomguard.lab.victims.training import REPORT, Options, check, report_of, train
 
-__all__ = ["REPORT", "VICTIMS", "Hardening", "Options", "Victim", "report_of", "train", "victim", "victims_of"]
+__all__ = ["REPORT", "VICTIMS", "Hardening", "Options", "Victim", "check", "report_of", "train", "victim", "victims_of"]

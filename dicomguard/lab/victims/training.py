@@ -79,15 +79,15 @@ def train(
     """Train, unless `out` holds what this very run makes; returns what training.json says.
 
     Raises:
-        DicomguardError: no such device, weights that do not fit, a loss that is no number, no room for the bundle, or
-            `out` holds anything else, which is never replaced.
+        ConfigError: no such device.
+        DicomguardError: weights that do not fit, a loss that is no number, no room for the bundle, or `out` holds
+            anything else, which is never replaced.
 
     """
     options = options or Options()
     out = out.resolve()
+    check(victim, out, options)
     kept = report_of(out)
-    if kept is None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DicomguardError(f"{out} holds something that is no victim.", advice="Choose another --out.")
     device = usable(options.device)
     name = name_of(victim, collection, options)
     cases = {split: collection.cases(split) for split in (Split.TRAIN, Split.VALIDATION, Split.TEST)}
@@ -186,6 +186,21 @@ def train(
     if work is None:
         shutil.rmtree(folder, ignore_errors=True)
     return report
+
+
+def check(victim: Victim, out: Path, options: Options) -> None:
+    """Before hours are spent on it: whether the device is there, `out` is free or holds a victim, and weights fit.
+
+    Raises:
+        ConfigError: no such device.
+        DicomguardError: `out` holds something else, or the weights cannot be read or do not fit.
+
+    """
+    usable(options.device)
+    if report_of(out) is None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DicomguardError(f"{out} holds something that is no victim.", advice="Choose another --out.")
+    if options.weights is not None:
+        begin(victim, 2, seed=options.seed, file=options.weights)
 
 
 def report_of(out: Path) -> dict[str, Any] | None:

@@ -40,6 +40,15 @@ def test_a_folder_for_each_class(tmp_path: Path) -> None:
     assert case.make(8).Modality == "OT"
 
 
+def test_a_folder_without_pictures_is_no_class_and_is_named(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "set", TWO)
+    (folder / "doubtful").mkdir()
+    (folder / ".cache").mkdir()
+    found = open_collection("set", tmp_path)
+    assert found.labels == ("ill", "well")
+    assert any(words.endswith("they hold no pictures: doubtful.") for words in found.limits)
+
+
 def test_the_same_folder_divides_the_same_way_wherever_it_lies(tmp_path: Path) -> None:
     first = open_collection("set", class_folders(tmp_path / "a" / "set", TWO).parent)
     second = open_collection(str(class_folders(tmp_path / "b" / "set", TWO)), tmp_path)

@@ -1,14 +1,17 @@
 """The commands as a researcher types them, on the real screener and a small bundle, without a network."""
 
 import json
+import sqlite3
+from contextlib import closing
 
 import pytest
 from typer.testing import CliRunner
 
 from dicomguard.cli.app import app
-from dicomguard.errors import ConfigError, DicomguardError
+from dicomguard.errors import ConfigError, DicomguardError, LedgerError
 from dicomguard.lab.live import manifest
 from dicomguard.lab.live.sources import opened
+from dicomguard.ledger.snapshot import snapshot
 from dicomguard.pixels.sandbox import DecodeWorker
 from tests.cli.conftest import Desk
 from tests.cli.enrolled import write_enrolled
@@ -91,6 +94,63 @@ def test_a_ledger_file_and_its_key_do_as_well(desk, forged, bundle):
     with pytest.raises(ConfigError, match="--site-key"):
         run("lab", "join", forged, *ledger)
     assert run("lab", "join", forged, *ledger, "--site-key", desk.path.parent / "elsewhere.key")[0] == 1
+
+
+def test_a_ledger_that_is_evidence_is_only_read(desk, forged, tmp_path):
+    send(desk, forged, manifest.read(forged)[:3])
+    desk.screen()
+    key = ("--site-key", desk.config.data_dir / "keys" / "site.key", "--json")
+    media = tmp_path / "media"
+    media.mkdir()
+    with closing(sqlite3.connect(desk.config.data_dir / "ledger.db")) as ledger:
+        ledger.execute("VACUUM INTO ?", (str(media / "ledger.db"),))
+    with closing(sqlite3.connect(media / "ledger.db")) as copy:
+        copy.execute("PRAGMA journal_mode=WAL")
+    before = (media / "ledger.db").read_bytes()
+    code, _, (joined,) = run("lab", "join", forged, "--ledger", media / "ledger.db", *key)
+    assert (code, joined["accounted"]) == (1, 3)
+    assert (media / "ledger.db").read_bytes() == before
+    empty = tmp_path / "empty.db"
+    empty.touch()
+    with pytest.raises(LedgerError, match="is no ledger"):
+        run("lab", "join", forged, "--ledger", empty, *key)
+    assert empty.stat().st_size == 0
+    empty.write_text("no database, but text of some length" * 100)
+    with pytest.raises(LedgerError, match="cannot be read"):
+        run("lab", "join", forged, "--ledger", empty, *key)
+
+
+def test_a_ledger_is_read_from_where_nothing_can_be_written(desk, forged, tmp_path, monkeypatch):
+    """As SQLite answers on read-only media: a database in WAL mode opens only if it is said never to change."""
+    send(desk, forged, manifest.read(forged)[:1])
+    desk.screen()
+    asked = []
+
+    def connect(name, **options):
+        if "mode=ro" in str(name):
+            asked.append(name)
+            raise sqlite3.OperationalError("unable to open database file")
+        return real(name, **options)
+
+    real = sqlite3.connect
+    ledger = desk.config.data_dir / "ledger.db"
+    monkeypatch.setattr("dicomguard.ledger.snapshot.sqlite3.connect", connect)
+    copy = snapshot(ledger, tmp_path)
+    assert asked
+    assert copy.stat().st_size == ledger.stat().st_size
+    ledger.with_name("ledger.db-wal").write_bytes(b"decisions that are not in the file yet")
+    with pytest.raises(LedgerError, match=r"ledger\.db-wal"):
+        snapshot(ledger, tmp_path)
+
+
+def test_only_the_images_that_a_configuration_sends_to_the_bundle_are_forged(bundle, tmp_path):
+    clean = phantoms(tmp_path / "clean", 2)
+    desk = Desk(tmp_path, bundles=[{"path": str(bundle), "match": {"Modality": "MR"}}])
+    words = ("lab", "forge", str(bundle), "--clean", str(clean), "--with-clean", "--json", "--out")
+    with pytest.raises(DicomguardError, match="its Modality is none of MR"):
+        desk.run(*words, str(tmp_path / "set"))
+    code, _, (made,) = desk.run(*words, str(tmp_path / "set"), "--match", "Modality=DX")
+    assert (code, made["match"], made["sent"]) == (0, {"Modality": ["DX"]}, 2)
 
 
 def test_offline_notices_another_decision_and_another_file(desk, forged, bundle, tmp_path):

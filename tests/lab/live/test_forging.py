@@ -174,9 +174,13 @@ def test_more_can_be_added_and_what_was_lost_is_made_again(scorer, tmp_path):
     wanted = replace(wishes(STRONG), attacks={"x": counting}, limit=2)
     before = forge(scorer, clean, tmp_path / "a", wanted)
     assert counting.images == 2
-    (tmp_path / "a" / next(row.path for row in before.rows if row.path)).unlink()
+    lost, cut = (tmp_path / "a" / row.path for row in before.rows if row.path)
+    lost.unlink()
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[:-40])
     after = forge(scorer, clean, tmp_path / "a", replace(wanted, limit=None, with_clean=True))
-    assert counting.images == 4
+    assert counting.images == 5
+    assert cut.read_bytes() == whole
     assert len(after.rows) == 6
     assert [row for row in after.rows if row in before.rows] == list(before.rows)
 

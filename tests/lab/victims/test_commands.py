@@ -55,6 +55,22 @@ def test_an_unknown_victim_is_named_with_those_there_are(tmp_path: Path) -> None
     assert all(name in told.exception.advice for name in VICTIMS)
 
 
+def test_what_cannot_be_is_said_before_the_pictures_are_read(tmp_path: Path, toy: None) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep me")
+    (tmp_path / "weights.pt").write_text("none")
+    given = ["lab", "train", "--victim", "toy", "--data-set", "not there", "--data", str(tmp_path), "--out"]
+    for words, said in (
+        ([str(tmp_path / "mine")], "no victim"),
+        ([str(tmp_path / "out"), "--device", "abacus"], "device abacus"),
+        ([str(tmp_path / "out"), "--weights", str(tmp_path / "weights.pt")], "weights.pt"),
+        ([str(tmp_path / "out")], "not there"),
+    ):
+        told = RUN.invoke(app, [*given, *words])
+        assert isinstance(told.exception, DicomguardError)
+        assert said in str(told.exception)
+
+
 def test_datasets_lists_and_counts(tmp_path: Path) -> None:
     listed = RUN.invoke(app, ["lab", "datasets", "--data", str(tmp_path), "--json"])
     rows = [json.loads(line) for line in listed.output.splitlines()]
