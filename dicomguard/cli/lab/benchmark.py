@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,6 +45,14 @@ def benchmark(
     results: ResultsOption = Path("docs/results"),
     workers: Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0: one a core.")] = 0,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda, for networks.")] = "cpu",
+    instead: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data-set",
+            metavar="NAME=OTHER",
+            help="Take another data set where a suite names one, such as lung_ct=lidc_idri; may be repeated.",
+        ),
+    ] = None,
     only: Annotated[str, typer.Option("--only", metavar="TEXT", help="Only cells whose name holds this.")] = "",
     list_only: Annotated[
         bool, typer.Option("--list", help="Show the cells and whether each is kept; compute none.")
@@ -65,7 +73,8 @@ def benchmark(
     from dicomguard.lab.command import line
     from dicomguard.scoring.device import usable
 
-    plans = [suites.plan(name, named(profile), Where(data, work, device)) for name in suite]
+    where = Where(data, work, device, _instead(instead or []))
+    plans = [suites.plan(name, named(profile), where) for name in suite]
     wanted = [cell for cell in in_order([cell for plan in plans for cell in plan.cells.values()]) if only in cell.title]
     if not wanted:
         raise ConfigError(f"no cell has {only!r} in its name.", advice="Run with --list to see the names.")
@@ -89,6 +98,23 @@ def benchmark(
     written = [suites.write(plan, work, results, command=command) for plan in plans if _is_complete(plan, work)]
     _tell(outcome, written, as_json=as_json)
     raise typer.Exit(1 if outcome.failed else 0)
+
+
+def _instead(lines: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    from dicomguard.lab.benchmark.suites import DATA_SETS
+
+    found: dict[str, str] = {}
+    for line in lines:
+        task, equals, name = line.partition("=")
+        if not equals or task not in DATA_SETS or not name or "/" in name:
+            raise typer.BadParameter(
+                f"write one of {', '.join(DATA_SETS)}, and the name of what to take instead: lung_ct=lidc_idri",
+                param_hint="--data-set",
+            )
+        found[task] = name
+    if len({*DATA_SETS, *found.values()} - found.keys()) != len(DATA_SETS):
+        raise typer.BadParameter("one data set would be taken twice", param_hint="--data-set")
+    return tuple(sorted(found.items()))
 
 
 def _on(bars: Bars) -> Callable[[Cell, float], None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,11 @@ class Attacked:
     def knows_floats(self) -> bool:
         """Whether all that flipped was looked at before rounding."""
         return self.floats is not None or not any(one.flipped for one in self.attempts)
+
+
+def load_left(folders: Iterable[Path]) -> Files | None:
+    """What is left of several attacks, see `Attacked.left`: one file after another; None where nothing is."""
+    return _joined([load_attacked(folder).left for folder in folders])
 
 
 def described(one: Attacked) -> dict[str, Any]:

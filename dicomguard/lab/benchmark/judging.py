@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -61,12 +61,12 @@ class Material:
         training: Files,
         calibration: Files,
         clean: Files,
-        validation: Attacked,
+        validation: Files | None,
         attacks: Mapping[str, Attacked],
         shifts: Mapping[str, Files],
     ) -> Self:
-        """Divide the calibration by group. Where no file of the validation was changed, floats choose the level."""
-        return cls(training, calibration, *divided(calibration), clean, validation.left, attacks, shifts)
+        """Divide the calibration by group."""
+        return cls(training, calibration, *divided(calibration), clean, validation, attacks, shifts)
 
     @property
     def has_guard(self) -> bool:
@@ -150,7 +150,12 @@ def judge_all(
         scored = _Scored(detector, material)
         if isinstance(detector, NoiseCheck):
             theirs = scored.row(detector.name, alphas, detector.theta)
-            rows.append({**theirs, "level": detector.level, "thetas": detector.thetas.tolist()})
+            levels = {
+                "level": detector.level,
+                "thetas": detector.thetas.tolist(),
+                "levels": _levels(detector, material),
+            }
+            rows.append({**theirs, **levels})
             rows.append(scored.row(AT_RATE, alphas, None))
         else:
             rows.append(scored.row(detector.name, alphas, detector.theta if isinstance(detector, Enrolled) else None))
@@ -158,6 +163,18 @@ def judge_all(
             _for_each_rate(make, rows[-1], material, alphas)
         tell((place + 1) / len(wanted))
     return rows
+
+
+def _levels(detector: NoiseCheck, material: Material) -> list[dict[str, Any]]:
+    """What the paper's check makes of everything at each noise level: by kind, TPR by attack; FPR on right answers."""
+    found = []
+    for level, theta in enumerate(detector.thetas):
+        alone = NoiseCheck(level=level)
+        alone.thetas = detector.thetas
+        at = _Scored(alone, replace(material, shifts={})).at(float(theta))
+        rates = {kind: {name: each["detected"] for name, each in one["attacks"].items()} for kind, one in at.items()}
+        found.append({**rates, "correct": at["files"]["strata"]["correct"]})
+    return found
 
 
 def _fitted(detector: Detector, material: Material) -> Detector:
@@ -196,6 +213,10 @@ class _Scored:
             kind: {name: _attacked(detector, one, kind) for name, one in material.attacks.items()}
             for kind in material.kinds
         }
+
+    def at(self, theta: float) -> dict[str, Any]:
+        """By kind what a given threshold makes of it all."""
+        return {kind: judge.at_theta(theta, self._clean, of_kind) for kind, of_kind in self._attacked.items()}
 
     def row(self, name: str, alphas: Sequence[float], theta: float | None) -> dict[str, Any]:
         found: dict[str, Any] = {"detector": name}

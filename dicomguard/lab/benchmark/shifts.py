@@ -30,7 +30,8 @@ def _each(change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Shift
     return shift
 
 
-def _coded(picture: Picture, seed: int, *, kind: str, options: Mapping[str, object]) -> Picture:
+def coded(picture: Picture, seed: int = 0, *, kind: str, options: Mapping[str, object]) -> Picture:
+    """Written to a picture file of 8 bits and read again. `kind`, `options`: for Pillow."""
     del seed
     pixels = np.rint(picture * 255).astype(np.uint8)
     image = PIL.Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1))
@@ -69,10 +70,10 @@ UNCHANGED = "stored again, unchanged"
 SHIFTS: Mapping[str, Shift] = MappingProxyType(
     {
         UNCHANGED: _same,
-        "JPEG, quality 75": partial(_coded, kind="JPEG", options={"quality": 75}),
-        "JPEG, quality 40": partial(_coded, kind="JPEG", options={"quality": 40}),
+        "JPEG, quality 75": partial(coded, kind="JPEG", options={"quality": 75}),
+        "JPEG, quality 40": partial(coded, kind="JPEG", options={"quality": 40}),
         "JPEG 2000, 20 to 1": partial(
-            _coded, kind="JPEG2000", options={"quality_mode": "rates", "quality_layers": [20], "irreversible": True}
+            coded, kind="JPEG2000", options={"quality_mode": "rates", "quality_layers": [20], "irreversible": True}
         ),
         "three quarters of the size and back": _each(partial(_resized, share=0.75)),
         "Gaussian noise, 1 %": partial(_noisy, sigma=0.01),

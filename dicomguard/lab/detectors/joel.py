@@ -1,13 +1,14 @@
 """The five supervised detectors of Joel et al. 2023, run as they ran them and with the leaks closed.
 
 What leaks in the published protocol: the epoch is chosen on the test files; attacked pictures are floats while clean
-ones are k/255, so that a detector may learn what a file can never hold; pictures of one patient stand on both sides.
-Each leak can be closed by itself (`Protocol`), so that a table can say what it was worth.
+ones are k/255, so that a detector may learn what a file can never hold; pictures of one patient stand on both sides;
+and nothing but attacks is ever seen to change a picture, so that a detector may learn change. `Protocol` says which of
+these are open.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from dicomguard.lab.detectors.joel_networks import PAPER as PAPER_PROFILE
 from dicomguard.lab.detectors.joel_networks import DeepDetector, Profile
 from dicomguard.lab.detectors.judge import flags
 from dicomguard.lab.detectors.roc import auroc_interval
-from dicomguard.lab.detectors.sight import Scores, Sight
+from dicomguard.lab.detectors.sight import Scores, Sight, joined
 from dicomguard.lab.detectors.supervised import Supervised
 from dicomguard.lab.figures import clustered, share
 from dicomguard.pixels.image import Image
@@ -34,26 +35,37 @@ _GROUPS = 6
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """Which leaks are open. `select_on_test`: the epoch. `floats`: attacked pictures before they are stored.
+    """Which leaks are open. `select_on_test`: the epoch. `by_image`: the split is by picture, whoever the patient is.
 
-    `by_image`: the split is by picture, whoever the patient is.
+    `floats`: attacked pictures before they are stored, and clean ones with the 256 values of their picture files.
+    `augmented`: clean pictures are also taught and chosen with after harmless changes. `flatten`: deep features as the
+    paper took them, see `joel_features`.
     """
 
     name: str
-    select_on_test: bool
-    floats: bool
-    by_image: bool
+    select_on_test: bool = False
+    by_image: bool = False
+    floats: bool = False
+    augmented: bool = False
+    flatten: bool = False
 
 
-PAPER = Protocol("paper", select_on_test=True, floats=True, by_image=True)
-CLOSED = Protocol("closed", select_on_test=False, floats=False, by_image=False)
+PAPER = Protocol("paper", select_on_test=True, by_image=True, floats=True, flatten=True)
+"""As published."""
+FLOATS = Protocol("floats", floats=True)
+"""One leak alone."""
+CHANGE = Protocol("change")
+"""The last one alone: whatever is changed is attacked."""
+CLOSED = Protocol("closed", augmented=True)
+PROTOCOLS = {protocol.name: protocol for protocol in (PAPER, FLOATS, CHANGE, CLOSED)}
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
     """N pictures of one victim: `clean`, attacked before rounding (`floats`) and as a file holds it (`stored`).
 
-    `keys` name the pictures, `groups` their patients. Attacks that failed are kept, as theirs were.
+    `keys` name the pictures, `groups` their patients. Attacks that failed are kept, as theirs were. `harmless`: the
+    clean pictures, as often as one likes, after changes that are no attack.
     """
 
     clean: Sight
@@ -61,10 +73,19 @@ class Pairs:
     stored: Sight
     keys: tuple[str, ...]
     groups: tuple[str, ...]
+    harmless: tuple[Sight, ...] = ()
 
     def __post_init__(self) -> None:
-        if len({len(self.clean), len(self.floats), len(self.stored), len(self.keys), len(self.groups)}) != 1:
+        parts: tuple[Sized, ...] = (self.clean, self.floats, self.stored, self.keys, self.groups, *self.harmless)
+        if len({len(part) for part in parts}) != 1:
             raise ValueError("pairs need as many attacked pictures, keys and groups as clean pictures")
+
+    def lessons(self, places: NDArray[np.int64], protocol: Protocol) -> tuple[Sight, Sight]:
+        """Clean and attacked pictures to teach or choose with, as many of the one as of the other."""
+        harmless = self.harmless if protocol.augmented else ()
+        attacked = self.floats if protocol.floats else self.stored
+        clean = joined([one.only(places) for one in (self.clean, *harmless)])
+        return clean, joined([attacked.only(places)] * (1 + len(harmless)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +143,15 @@ def trial(detector: Supervised, pairs: Pairs, protocol: Protocol, *, seed: int =
     taught, too.
 
     Raises:
-        DicomguardError: as `split` and the detector's `fit`.
+        DicomguardError: as `split` and the detector's `fit`; no harmless changes where the protocol asks for them.
 
     """
+    if protocol.augmented and not pairs.harmless:
+        raise DicomguardError("clean pictures after harmless changes are needed, and there are none.")
     parts = split(pairs.groups, protocol, seed=seed)
     attacked = pairs.floats if protocol.floats else pairs.stored
-    selection = pairs.clean.only(parts.selection), attacked.only(parts.selection)
-    detector.fit(pairs.clean.only(parts.train), attacked.only(parts.train), seed=seed, selection=selection)
+    selection = pairs.lessons(parts.selection, protocol)
+    detector.fit(*pairs.lessons(parts.train, protocol), seed=seed, selection=selection)
     clean, caught = detector.scores(pairs.clean.only(parts.test)), detector.scores(attacked.only(parts.test))
     keys, groups = [pairs.keys[i] for i in parts.test], [pairs.groups[i] for i in parts.test]
     taught = {pairs.groups[i] for i in parts.train}

@@ -134,7 +134,8 @@ class DeepDetector:
         return pixels[..., top : top + side, left : left + side]
 
     def _train(self, pixels: Tensor, labels: Tensor, judged: Tensor, truth: Tensor) -> None:
-        network = nn.Sequential(copy.deepcopy(self._start), _head(self._kind, self._start)).to(self._device)
+        network = nn.Sequential(copy.deepcopy(self._start), _head(self._kind, self._start))
+        network.to(self._device).to(memory_format=torch.channels_last)
         rate = dict(self._profile.rates)[self._kind]
         make: type[torch.optim.Optimizer] = torch.optim.AdamW if self._profile.adaptive else torch.optim.SGD
         optimiser = make(network.parameters(), lr=rate)  # type: ignore[call-arg] # every optimiser has a rate
@@ -168,7 +169,8 @@ class DeepDetector:
         return failed_closed(self._log_odds(self._network, self._cut(sight.pixels)))
 
     def _given(self, pixels: Tensor) -> Tensor:
-        return enlarged(pixels.to(self._device)).expand(-1, 3, -1, -1)
+        planes = enlarged(pixels.to(self._device)).expand(-1, 3, -1, -1)
+        return planes.contiguous(memory_format=torch.channels_last)  # a quarter faster on a processor
 
     def _log_odds(self, network: nn.Module, pixels: Tensor) -> Scores:
         network.eval()

@@ -102,43 +102,53 @@ def _costs(detectors: Mapping[str, Any]) -> str:
         if not cost["files"]:
             rows.append([name, 0, *["-"] * 5])
             continue
-        success = f"{'at most ' * cost['is_least']}{cost['success']:g}"
+        success = "beyond all" if cost["success"] is None else f"{'at most ' * cost['is_least']}{cost['success']:g}"
         undetected = "beyond all" if cost["undetected"] is None else f"{cost['undetected']:g}"
-        factors = [_factor(one["factor"], is_least=cost["is_least"]) for one in (cost, cost["pooled"])]
+        factors = [factor(one) for one in (cost, cost["pooled"])]
         rows.append([name, cost["files"], success, undetected, cost["attack"] or "-", *factors])
     columns = ["detector", "files", "success at eps", "undetected at eps", "by", "cost factor", "were one told which"]
     return (
         "What being unseen costs: the median smallest budget at which the best single attack succeeds unseen, over that"
-        " at which any succeeds; last, the same for the best of all files made.\n\n" + table(columns, rows)
+        " at which the best single attack succeeds at all; last, the same for the best of all files made. *At most*:"
+        " the attack was made at no smaller budget.\n\n" + table(columns, rows)
     )
 
 
-def _factor(value: float | None, *, is_least: bool) -> str:
-    if value is None:
+def factor(found: Mapping[str, Any]) -> str:
+    """`at least` and `at most` at once say nothing but the number's neighbourhood."""
+    if found["factor"] is None:
         return "beyond all budgets"
-    return f"{'at least ' * is_least}{value:.1f}"
+    least, most = found["is_least"], found.get("is_most", False)
+    words = "about " if least and most else "at least " if least else "at most " if most else ""
+    return f"{words}{found['factor']:.1f}"
 
 
 def soundness(found: Sequence[Result]) -> Iterator[str]:
     """Markdown of what became of attacks on the shipped bundles' certificates."""
-    if not found:
-        return
     yield "### Attacks on certificates: the shipped bundles\n"
+    if not found:
+        yield "Not measured here: `scripts/bench soundness` writes them beside these tables.\n"
+        return
     yield (
         "Files attacked so that bundle and guard change together (`scripts/bench soundness`). What a certificate is"
         " about: an answer changed within the budget, from a clean file about which guard and bundle agreed, must not"
-        " be certified. What it is not about stands apart: files about which they disagreed before, and changes that"
-        " are not certified and pass all the same.\n"
+        " be certified. A certificate may err with its stated probability, so that a changed answer that is certified"
+        " is asked again; the binomial test says how likely so many are by chance. What it is not about stands apart:"
+        " files about which they disagreed before, and changes that are not certified and pass all the same.\n"
     )
     rows = []
     for one in found:
         a, eps = one["a"], f"{one['terms']['eps']:g}"
         beyond = [rate(one[which]["of_flips"]) for which in ("b", "c")]
-        rows.append([one["bundle"], eps, one["attempts"], f"{a['falsifications']} of {a['judged']}", *beyond])
+        chance = f"{a['expected_by_chance']:.2g} expected, p {a['binomial_p']:.2g}"
+        falsified = f"{a['falsifications']} of {a['judged']}"
+        rows.append([one["bundle"], eps, one["attempts"], a["contradicting"], chance, falsified, *beyond])
     columns = [
         "bundle",
         "eps",
         "attempts",
+        "flips certified once",
+        "by chance",
         "falsified: certified again after a flip",
         "certified flips where guard and bundle disagreed",
         "uncertified flips that pass",

@@ -146,6 +146,8 @@ def _page(
         yield f"`{found['command']}`; {versions}.\n"
         for reduction in found["reductions"]:
             yield f"- {reduction}"
+        for victim in found["victims"]:
+            yield f"- Victim {victim['name']}: {victim['weights']}; reduced against the paper: {victim['reduction']}"
         yield ""
         yield from _SECTIONS[suite](found, figures)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.attacking import load_attacked
 from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.files import load_files, opened
@@ -18,6 +19,7 @@ from dicomguard.lab.benchmark.kinds import KINDS
 from dicomguard.lab.benchmark.kinds.adaptive import AGAINST_ALL, AGAINST_GUARD, KNOWING, NEED_GUARD
 from dicomguard.lab.benchmark.kinds.joel import _dithered
 from dicomguard.lab.benchmark.kinds.opening import BUNDLE
+from dicomguard.lab.benchmark.kinds.seconds import ALONE, PAPER
 from dicomguard.lab.benchmark.runner import compute
 from dicomguard.lab.cases import Case
 from dicomguard.lab.detectors.noise_check import NoiseCheck
@@ -117,7 +119,7 @@ def judged(world: World, **more: Cell) -> Cell:
     needs = {
         "victim": world.victim,
         "clean": world.clean,
-        "validation": world.attack("PGD 0.016", split="validation"),
+        "validation: PGD 0.016": world.attack("PGD 0.016", split="validation"),
         **{f"attack: {name}": world.attack(name) for name in ATTACKS},
         **more,
     }
@@ -129,6 +131,13 @@ def test_every_detector_is_judged_or_says_why_not(world: World) -> None:
     world.run(shift)
     told: list[float] = []
     found = world.run(judged(world, **{"shift: Gaussian noise, 3 %": shift}), told)
+    (paper,) = [row for row in found["rows"] if "levels" in row]
+    chosen = paper["levels"][paper["level"]]
+    at = paper["files"]["theta"]
+    assert chosen["correct"] == at["strata"]["correct"]
+    assert chosen["files"] == {name: one["detected"] for name, one in at["attacks"].items()}
+    assert len(paper["levels"]) == len(paper["thetas"])
+    assert any(one["files"] != chosen["files"] for one in paper["levels"])
     names = {row["detector"] for row in found["rows"]}
     assert {"noise check of the paper", "ours, without the guard", "Mahalanobis", "low margin", "MGM"} <= names
     assert told[-1] == 1
@@ -192,7 +201,7 @@ def test_an_attacker_who_knows_the_detector_keeps_the_budget(world: World, name:
     needs = {
         "victim": world.victim,
         "clean": world.clean,
-        "validation": world.attack("PGD 0.016", split="validation"),
+        "validation: PGD 0.016": world.attack("PGD 0.016", split="validation"),
     }
     cell = Cell.of("adaptive", "1", name, needs, attack=name, eps=0.016, cases=6)
     found = world.run(cell)
@@ -211,7 +220,7 @@ def test_a_victim_is_enrolled_as_a_site_would(world: World) -> None:
     assert found["guard"]["eps"] == 0.004
     clean = Cell.of("clean", "1", "clean", {"victim": cell}, train=4, calibration=None, test=6)
     world.run(clean)
-    known = {"victim": cell, "clean": clean, "validation": world.attack("PGD 0.016", split="validation")}
+    known = {"victim": cell, "clean": clean, "validation: PGD 0.016": world.attack("PGD 0.016", split="validation")}
     votes = Cell.of("adaptive", "1", "votes", known, attack=AGAINST_ALL, eps=0.016, cases=8)
     assert world.run(votes)["tried"] >= 1
     both = Cell.of("adaptive", "1", "both", known, attack=AGAINST_GUARD, eps=0.016, cases=8)
@@ -308,7 +317,7 @@ def test_files_of_another_set_have_no_right_answer(world: World) -> None:
 
 def test_attacks_whose_floats_were_not_looked_at_are_judged_on_files(world: World) -> None:
     needs = dict(judged(world).needs)
-    known = {role: needs[role] for role in ("victim", "clean", "validation")}
+    known = {role: needs[role] for role in ("victim", "clean", "validation: PGD 0.016")}
     cell = Cell.of("adaptive", "1", "PGD", known, attack="PGD", eps=0.016, cases=12)
     world.run(cell)
     found = world.run(Cell.of("judge", "1", "judge", {**known, "attack: PGD, eps 0.016": cell}, alphas=[0.2]))
@@ -317,13 +326,25 @@ def test_attacks_whose_floats_were_not_looked_at_are_judged_on_files(world: Worl
     assert all("floats" not in row for row in fitted)
 
 
+def test_what_checking_costs_is_timed_beside_the_victim_alone(world: World) -> None:
+    found = world.run(Cell.of("seconds", "1", "seconds", {"victim": world.victim}, cases=10))
+    assert found["files"] == 10
+    alone, paper = (found["ways"][name] for name in (ALONE, PAPER))
+    assert alone["times_alone"] == 1
+    assert paper["times_alone"] > 2
+    assert paper["seconds_an_image"] > alone["seconds_an_image"] > 0
+
+
 def test_detectors_are_taught_on_pairs(world: World) -> None:
     def pairs(attack: str | None, eps: float) -> Cell:
-        cell = Cell.of("pairs", "1", f"{attack}", {"victim": world.victim}, attack=attack, eps=eps, cases=40)
+        cell = Cell.of("pairs", "1", f"{attack}", {"victim": world.victim}, attack=attack, eps=eps, cases=40, bits=8)
         world.run(cell)
         return cell
 
     clean, taught_on, noise = pairs(None, 0.0), pairs("BIM", 0.016), pairs("random noise", 0.016)
+    compressed = pairs("JPEG quality", 75)
+    coded, plain = (load_files(one.folder(world.root), "stored").sight.pixels for one in (compressed, clean))
+    assert 0 < float((coded - plain).abs().max()) < 0.2
     needs: dict[str, Any] = {
         "victim": world.victim,
         "clean": clean,
@@ -331,6 +352,10 @@ def test_detectors_are_taught_on_pairs(world: World) -> None:
         "test: BIM 0.016": taught_on,
         "test: random noise 0.016": noise,
     }
+    unknown = Cell.of("taught", "1", "five", needs, protocol="closed", small=True, least_steps=0, seed=0)
+    with pytest.raises(DicomguardError, match="harmless changes are needed"):
+        world.run(unknown)
+    needs |= {"harmless: random noise 0.016": noise, "harmless: JPEG quality 75": compressed}
     found = world.run(Cell.of("taught", "1", "five", needs, protocol="closed", small=True, least_steps=0, seed=0))
     assert len(found["rows"]) == 5
     for row in found["rows"]:
@@ -341,4 +366,8 @@ def test_detectors_are_taught_on_pairs(world: World) -> None:
         assert other["clean_flagged"] == own["clean_flagged"]
         assert 0 <= own["combined"]["A3"] <= 1
         assert own["accuracy"]["count"] == 2 * own["accuracy"]["clusters"], "a picture counts twice, and is one"
+        assert own["auroc"]["area"] == row["auroc"]["area"]
+        assert own["turned"]["hits"] <= own["flagged"]["hits"]
+        assert own["turned"]["count"] <= own["flagged"]["count"]
+        assert other["turned"]["count"] < own["turned"]["count"], "noise turns fewer answers round than an attack"
     assert len(load_files(taught_on.folder(world.root), "stored")) == 40

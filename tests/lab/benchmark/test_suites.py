@@ -15,14 +15,18 @@ from dicomguard.lab.benchmark.profile import PROFILES, named
 from dicomguard.lab.benchmark.suites import adaptive, natural, planning
 from dicomguard.lab.benchmark.suites.planning import Plan, Where
 
+_SETS = {
+    "fundus": SimpleNamespace(planes=3, bits=8),
+    "breast_us": SimpleNamespace(planes=1, bits=8),
+    "": SimpleNamespace(planes=1, bits=12),
+}
+
 
 @pytest.fixture
 def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Where:
     """Plans without data: what a set consists of is not looked at."""
     monkeypatch.setattr(planning, "data_digest", lambda name, side, _where: f"{name}-{side}")
-    monkeypatch.setattr(
-        planning, "_opened", lambda name, _side, _where: SimpleNamespace(planes=1 + 2 * (name == "fundus"))
-    )
+    monkeypatch.setattr(planning, "_opened", lambda name, _side, _where: _SETS.get(name, _SETS[""]))
     monkeypatch.setattr(planning, "is_pretrained", lambda _family: True)
     monkeypatch.setattr(natural, "data_digest", lambda name, side, _where: f"{name}-{side}")
     return Where(tmp_path, tmp_path)
@@ -46,8 +50,9 @@ def test_the_grids_are_those_of_the_papers(where: Where) -> None:
     for cell in judged:
         roles = {role for role, _ in cell.needs}
         assert {f"attack: {name}" for name in ("early-stopped FGSM", "DeepFool", "PGD 0.016")} <= roles
-        levels = dict(cell.needs)["validation"].given
-        assert levels["split"] == "validation", "the paper's level is not chosen on test files"
+        levels = [need.given for role, need in cell.needs if role.startswith("validation: ")]
+        assert {one["split"] for one in levels} == {"validation"}, "the paper's level is not chosen on test files"
+        assert {one["attack"] for one in levels} == {"early-stopped BIM", "PGD 0.008"}
     enrolled = [cell for cell in cells if cell.kind == "enrolled"]
     assert {(cell.given["data_set"], cell.given["eps"]) for cell in enrolled} == {
         ("chest_xray", 0.004),
@@ -56,7 +61,34 @@ def test_the_grids_are_those_of_the_papers(where: Where) -> None:
     }, "a guard sees gray pictures"
     taught = [cell for cell in suites.plan("joel2023", named("cpu"), where).everything() if cell.kind == "taught"]
     assert {dict(c.needs)["victim"].given["data_set"] for c in taught} == {"brain_mri", "lung_ct", "breast_us"}
-    assert {c.given["protocol"] for c in taught} == {"closed", "paper"}
+    assert {c.given["protocol"] for c in taught} == {"closed", "paper", "floats", "change"}
+    for cell in taught:
+        needs = dict(cell.needs)
+        harmless = [role for role in needs if role.startswith("harmless: ")]
+        assert bool(harmless) == (cell.given["protocol"] == "closed")
+        published = cell.given["protocol"] in {"paper", "floats"} or needs["victim"].given["data_set"] == "breast_us"
+        assert needs["clean"].given["bits"] == (8 if published else 12)
+        assert {need.given["bits"] for role, need in needs.items() if role != "victim"} == {
+            needs["clean"].given["bits"]
+        }
+
+
+def test_another_data_set_can_be_taken_for_one_that_a_suite_names(where: Where) -> None:
+    other = replace(where, instead=(("brain_mri", "lung_ct"), ("lung_ct", "brain_mri")))
+    taught = [cell for cell in suites.plan("joel2023", named("cpu"), other).everything() if cell.kind == "taught"]
+    at = {
+        dict(cell.needs)["taught on"].given["eps"]
+        for cell in taught
+        if "lung_ct" in cell.title and cell.given["protocol"] == "paper"
+    }
+    assert at == {0.008}, "what is taken for a task is taught as the task is"
+    judged = {
+        cell.title
+        for cell in suites.plan("noise-consistency", named("cpu"), other).everything()
+        if cell.kind == "judge"
+    }
+    assert any("lung_ct" in title for title in judged)
+    assert not any("brain_mri" in title for title in judged)
 
 
 def test_strangers_are_of_as_many_planes_and_another_set(where: Where) -> None:
@@ -135,11 +167,16 @@ def test_the_cost_of_being_unseen() -> None:
     unseen = {"PGD, eps 0.004": ["a"], "EOT, eps 0.016": ["b", "c"]}
     found = adaptive.cost(succeeded, unseen)
     assert found["files"] == 3
-    assert found["success"] == 0.002  # of .001, .002, .004
+    assert found["success"] == 0.004  # PGD: of .001, .004, .004
     assert (found["undetected"], found["attack"]) == (0.016, "EOT")  # of none, .016, .016
-    assert found["factor"] == 8
-    assert found["pooled"] == {"undetected": 0.016, "factor": 8}  # of .004, .016, .016
-    assert not found["is_least"]
+    assert found["factor"] == 4
+    assert found["pooled"]["undetected"] == 0.016  # of .004, .016, .016
+    assert found["pooled"]["success"] == 0.002
+    assert not found["pooled"]["is_least"]
+    assert not found["is_most"], "EOT was made at .002, and did not pass there"
+    once = {**succeeded, "once, eps 0.004": ["a", "b", "c"]}
+    assert adaptive.cost(once, {"once, eps 0.004": ["a", "b"]})["is_most"], "it might have passed at less"
+    assert not adaptive.cost(once, {"PGD, eps 0.004": ["a", "b"]})["is_most"]
     torn = adaptive.cost(succeeded, {"PGD, eps 0.004": ["a"], "EOT, eps 0.016": ["b"]})
     assert torn["undetected"] is None, "no attack alone passes with half of the files"
     assert torn["pooled"]["undetected"] == 0.016
@@ -147,7 +184,10 @@ def test_the_cost_of_being_unseen() -> None:
     assert beyond["undetected"] is None
     assert beyond["factor"] is None
     assert adaptive.cost({}, {})["files"] == 0
-    assert adaptive.cost(succeeded, succeeded)["pooled"]["factor"] == 1
+    halves = {"PGD, eps 0.001": ["a", "b"], "PGD, eps 0.016": ["a", "b"], "EOT, eps 0.001": ["c", "d"]}
+    for everything in (succeeded, {**halves, "PGD, eps 0.032": ["a", "b", "c", "d"]}):
+        blind = adaptive.cost(everything, everything)
+        assert (blind["factor"], blind["pooled"]["factor"]) == (1, 1), "what sees nothing costs nothing"
     assert adaptive.cost({"PGD, eps 0.001": ["a"]}, {"PGD, eps 0.004": ["a"]})["is_least"]
     assert math.isfinite(found["factor"])
 

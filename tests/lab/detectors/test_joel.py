@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dicomguard.enrol.ranks import auroc
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.detectors import backbones, joel, joel_features
-from dicomguard.lab.detectors.joel import CLOSED, PAPER, Pairs, split, trial, with_uniform_noise
+from dicomguard.lab.detectors.joel import CHANGE, CLOSED, FLOATS, PAPER, Pairs, split, trial, with_uniform_noise
 from dicomguard.lab.detectors.joel_features import DeepFeatures, FeatureDetector, Kind
 from dicomguard.lab.detectors.joel_networks import PAPER as PAPER_PROFILE
 from dicomguard.lab.detectors.joel_networks import SMALL, DeepDetector, Profile
@@ -273,10 +273,9 @@ def attacked_pixels(pixels: Tensor, strength: float) -> Tensor:
 def test_what_only_floats_hold_is_found_by_the_papers_protocol_alone() -> None:
     some = pairs(floats=PLANTED, stored=0.0)
     leaking = trial(FeatureDetector(Kind.LR, contrast), some, PAPER, seed=3)
-    honest = trial(FeatureDetector(Kind.LR, contrast), some, CLOSED, seed=3)
-    only = replace(CLOSED, name="floats only", floats=True)
+    honest = trial(FeatureDetector(Kind.LR, contrast), some, CHANGE, seed=3)
     assert leaking.figures["accuracy"]["rate"] > 0.9
-    assert trial(FeatureDetector(Kind.LR, contrast), some, only, seed=3).figures["accuracy"]["rate"] > 0.9
+    assert trial(FeatureDetector(Kind.LR, contrast), some, FLOATS, seed=3).figures["accuracy"]["rate"] > 0.9
     assert honest.figures["accuracy"]["rate"] == 0.5  # the same files twice: one answer for both
     assert honest.figures["auroc"]["area"] == 0.5
     assert leaking.figures["shared_patients"] > 0
@@ -295,11 +294,31 @@ def test_the_paper_chooses_its_epoch_on_the_test() -> None:
             super().fit(calibration, attacked, seed=seed, selection=selection)
 
     some = pairs(PLANTED, PLANTED)
-    for protocol in (PAPER, CLOSED):
+    some = replace(some, harmless=(some.clean, some.clean))
+    for protocol in (PAPER, CHANGE, CLOSED):
         trial(Watching(Kind.LR, contrast), some, protocol)
-    assert seen == [(60, 30), (48, 12)]
+    assert seen == [(60, 30), (48, 12), (3 * 48, 3 * 12)]
     with pytest.raises(ValueError, match="as many"):
         Pairs(some.clean, some.floats, some.stored, some.keys[:3], some.groups)
+
+
+def test_who_was_taught_harmless_change_as_clean_detects_attacks_and_not_change() -> None:
+    """Attacked pictures are lighter and noisy; noise alone is harmless."""
+    plain = pairs(PLANTED, PLANTED)
+    lighter = plain.stored.pixels + 0.05
+    attacked = Sight(lighter, plain.clean.log_odds, plain.clean.features, plain.clean.evidence)
+    some = replace(plain, floats=attacked, stored=attacked, harmless=(plain.stored,))
+
+    def features(pixels: Tensor) -> NDArray[np.float32]:
+        return np.column_stack([contrast(pixels), pixels.mean((1, 2, 3)).numpy()]).astype(np.float32)
+
+    flagged = {}
+    for protocol in (CHANGE, CLOSED):
+        detector = FeatureDetector(Kind.LR, features)
+        found = trial(detector, some, protocol, seed=3)
+        flagged[protocol.name] = float((detector.scores(plain.stored.only(found.test)) > 0).mean())
+    assert flagged["change"] > 0.9
+    assert flagged["closed"] < 0.5
 
 
 def test_uniform_noise_stays_within_eps_and_is_each_images_own() -> None:

@@ -28,7 +28,10 @@ def noise(early: int, confident: int, own: int) -> dict[str, Any]:
         row("ours", {**tpr, "PGD 0.008": own}, 5),
         row("Mahalanobis", dict.fromkeys(tpr, 50), 5),
     ]
+    rows[0]["level"] = 2
+    rows[0]["levels"] = [{"files": {name: rated(hits) for name, hits in tpr.items()}, "correct": rated(4)}] * 5
     one = {"family": "toy", "data_set": "blobs", "seed": 0, "attacks": {name: {} for name in tpr}, "rows": rows}
+    one |= {"random_noise": {"0.16": rated(2)}, "victim": {"training": {"test": {"accuracy": rated(95)}}}}
     return {"grid": [one]}
 
 
@@ -52,6 +55,46 @@ def test_ours_must_find_more_than_the_paper() -> None:
     tpr = {"early-stopped BIM": 97, "DeepFool": 97, "PGD 0.008": 30}
     at_rate["grid"][0]["rows"][1] = row("noise check of the paper, at the promised rate", tpr, 5)
     assert claims(at_rate)["ours/PGD-0.008"].holds is False, "nor less than the paper's check at the same rate"
+    at_best = noise(97, 20, 21)
+    levels = at_best["grid"][0]["rows"][0]["levels"]
+    at_best["grid"][0]["rows"][0]["levels"] = [*levels[:4], {"files": tpr, "correct": rated(4)}]
+    levels = at_best["grid"][0]["rows"][0]["levels"]
+    levels[4]["files"] = {name: rated(30) for name in tpr}
+    assert claims(at_best)["ours/PGD-0.008"].holds is False, "nor less than at the level that is best for the attack"
+
+
+def test_victims_random_noise_and_the_promised_rate_are_claims() -> None:
+    found = noise(97, 20, 21)
+    assert claims(found)["noise-consistency/accuracy-toy"].holds
+    assert claims(found)["noise-consistency/random-noise"].holds
+    assert "ours/promised-rate" not in claims(found), "there is no band"
+    one = found["grid"][0]
+    one["random_noise"]["0.16"] = rated(9)
+    one["victim"]["training"]["test"]["accuracy"] = rated(80)
+    own = next(row for row in one["rows"] if row["detector"] == "ours")
+    own["files"]["points"][0]["band"] = {"low": 1, "high": 4, "inside": False}
+    assert claims(found)["noise-consistency/accuracy-toy"].holds is False
+    assert claims(found)["noise-consistency/random-noise"].holds is False
+    assert claims(found)["ours/promised-rate"].holds is False
+    assert claims(found)["ours/promised-rate"].measured == "0 of 1 inside: not toy on blobs"
+
+
+@pytest.mark.parametrize(
+    ("factor", "least", "most", "holds"),
+    [
+        (4, False, False, True),
+        (1.5, False, False, False),
+        (4, True, False, True),
+        (4, False, True, None),
+        (1.5, True, False, None),
+        (1.5, False, True, False),
+        (None, False, False, True),
+    ],
+)
+def test_a_bound_on_the_wrong_side_tells_nothing(
+    factor: float | None, least: bool, most: bool, holds: bool | None
+) -> None:
+    assert reproduced._costs_enough({"factor": factor, "is_least": least, "is_most": most}) is holds
 
 
 def test_what_does_not_hold_has_its_reason_or_says_that_it_has_none() -> None:
@@ -87,13 +130,19 @@ def test_attacks_on_the_shipped_certificates_keep_their_three_rates_apart() -> N
         "bundle": "toy",
         "terms": {"eps": 0.004},
         "attempts": 200,
-        "a": {"judged": 90, "falsifications": 0},
+        "a": {
+            "judged": 90,
+            "falsifications": 0,
+            "contradicting": 1,
+            "expected_by_chance": 9e-05,
+            "binomial_p": 9e-05,
+        },
         "b": {"of_flips": rated(44)},
         "c": {"of_flips": rated(2)},
     }
     page = "".join(further_sections.soundness([one]))
-    assert "| toy | 0.004 | 200 | 0 of 90 | 44.0" in page
-    assert "".join(further_sections.soundness([])) == ""
+    assert "| toy | 0.004 | 200 | 1 | 9e-05 expected, p 9e-05 | 0 of 90 | 44.0" in page
+    assert "Not measured here" in "".join(further_sections.soundness([]))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from dicomguard.lab.benchmark.kinds import adaptive, attack, certified, clean, enrolled, joel, judged, looks, victims
+from dicomguard.lab.benchmark.kinds import (
+    adaptive,
+    attack,
+    certified,
+    clean,
+    enrolled,
+    joel,
+    judged,
+    looks,
+    seconds,
+    victims,
+)
 from dicomguard.lab.benchmark.runner import Make
 
 KINDS: Mapping[str, Make] = MappingProxyType(
@@ -19,6 +30,7 @@ KINDS: Mapping[str, Make] = MappingProxyType(
         "judge": judged.judged,
         "noise": looks.random_noise,
         "pictures": looks.pictures,
+        "seconds": seconds.seconds,
         "adaptive": adaptive.adaptive,
         "lessons": certified.lessons,
         "certified": certified.certified,

@@ -27,10 +27,10 @@ from dicomguard.lab.attacks.fused import enrolled_score, paper_score
 from dicomguard.lab.attacks.matching import FeatureMatching, choose_guides, feature_matching, logit_matching
 from dicomguard.lab.attacks.noise_check import NoiseCheck
 from dicomguard.lab.attacks.noise_eot import NoiseEOT, Typical, noise_eot, others
-from dicomguard.lab.attacks.orthogonal import Orthogonal, orthogonal_pgd
+from dicomguard.lab.attacks.orthogonal import DetectorScore, Orthogonal, orthogonal_pgd
 from dicomguard.lab.attacks.square import Square
 from dicomguard.lab.attacks.suite import pgd_at
-from dicomguard.lab.benchmark.attacking import attack_files, described, load_attacked
+from dicomguard.lab.benchmark.attacking import attack_files, described, load_left
 from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.files import Files, load_files
 from dicomguard.lab.benchmark.judging import divided, published
@@ -230,15 +230,25 @@ def _orthogonal_to_paper(attacker: Attacker, eps: float) -> Attack:
     return attack
 
 
-def _orthogonal_to_ours(attacker: Attacker, eps: float) -> Attack:
+def _ours(attacker: Attacker) -> tuple[Callable[[Sequence[int]], DetectorScore], float, float]:
+    """Ours without the guard: its score under noise of the attacker's own, its threshold, and its least margin."""
     ours, bar = attacker.ours()
     assert ours.calibration is not None
     fitted = ours.calibration
     model = ours.feature_model or attacker.scorer.feature_model
-    settings = Orthogonal(eps=eps, slack=(_BELOW_OURS * bar, fitted.margin_floor + _PAST))
+    return (
+        lambda seeds: enrolled_score(attacker.seen, attacker.check(seeds), fitted, model),
+        bar,
+        fitted.margin_floor,
+    )
+
+
+def _orthogonal_to_ours(attacker: Attacker, eps: float) -> Attack:
+    score_of, bar, floor = _ours(attacker)
+    settings = Orthogonal(eps=eps, slack=(_BELOW_OURS * bar, floor + _PAST))
 
     def attack(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
-        score = enrolled_score(attacker.seen, attacker.check(seeds), fitted, model)
+        score = score_of(seeds)
         return orthogonal_pgd(margins, score, bar, pixels, seeds, settings, chunk=chunk).attacked
 
     return attack
@@ -262,12 +272,22 @@ def _best(attacker: Attacker, eps: float) -> Attack:
 
 def _stranger(attacker: Attacker, eps: float) -> Attack:
     paper = attacker.paper()
+    return _asking(lambda seeds: paper_score(attacker.check(seeds), paper.level), paper.theta, eps)
+
+
+def _stranger_to_ours(attacker: Attacker, eps: float) -> Attack:
+    score_of, bar, _ = _ours(attacker)
+    return _asking(score_of, bar, eps)
+
+
+def _asking(score_of: Callable[[Sequence[int]], DetectorScore], bar: float, eps: float) -> Attack:
+    """Somebody who knows nothing but how sure the victim is, and whether a file was let through."""
 
     def attack(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
-        score = paper_score(attacker.check(seeds), paper.level)
+        score = score_of(seeds)
 
         def accepts(current: Tensor, which: Tensor) -> Tensor:
-            return score(current, which, 0) <= paper.theta
+            return score(current, which, 0) <= bar
 
         return blackbox(margins, accepts, pixels, seeds, Square(eps=eps, queries=_QUERIES), chunk=chunk).attacked
 
@@ -311,6 +331,7 @@ KNOWING: Final[Mapping[str, Callable[[Attacker, float], Attack]]] = MappingProxy
         "orthogonal PGD against ours": _orthogonal_to_ours,
         "best of ten EOT-PGD, 8 draws": _best,
         "black-box, accept or reject": _stranger,
+        "black-box, accept or reject by ours": _stranger_to_ours,
         AGAINST_ALL: lambda attacker, eps: _eot(attacker, eps, 8, hides=True, persuades=True),
         AGAINST_GUARD: _and_guard,
     }
@@ -322,7 +343,7 @@ def adaptive(settings: dict[str, Any], place: Place) -> Result:
     """Attack the first `cases` test files with `attack` at `eps`, all of them."""
     scorer, collection = scorer_of(place), collection_of(place)
     clean = load_files(place.folders["clean"], "calibration")
-    validation = load_attacked(place.folders["validation"]).left
+    validation = load_left(place.of("validation: ").values())
     deep = DeepNetwork(Bundle(place.folders["victim"] / BUNDLE), device=place.device)
     attacker = Attacker(scorer, deep, clean, validation, collection.bits)
     cases = collection.cases(Split.TEST)[: settings["cases"]]

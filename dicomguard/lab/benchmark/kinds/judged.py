@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dicomguard.lab.benchmark.attacking import described, load_attacked
+from dicomguard.lab.benchmark.attacking import described, load_attacked, load_left
 from dicomguard.lab.benchmark.cell import Result
 from dicomguard.lab.benchmark.files import load_files
 from dicomguard.lab.benchmark.judging import Material, judge_all
@@ -14,14 +14,18 @@ from dicomguard.lab.datasets import Split
 
 
 def judged(settings: dict[str, Any], place: Place) -> Result:
-    """Every detector on the victim's files. Needs `clean`, `validation` and one role `attack: NAME` for each attack."""
+    """Every detector on the victim's files.
+
+    Needs `clean`, and for each attack a role `attack: NAME`, or `validation: NAME` where it chooses the paper's level.
+    """
     scorer = scorer_of(place)
     attacks = {name: load_attacked(folder) for name, folder in place.of("attack: ").items()}
     shifts = {name: load_files(folder, "shifted") for name, folder in place.of("shift: ").items()}
     train, calibration, test = (
         load_files(place.folders["clean"], part) for part in (Split.TRAIN, Split.CALIBRATION, Split.TEST)
     )
-    material = Material.of(train, calibration, test, load_attacked(place.folders["validation"]), attacks, shifts)
+    validation = load_left(place.of("validation: ").values())
+    material = Material.of(train, calibration, test, validation, attacks, shifts)
     rows = judge_all(scorer, material, alphas=settings["alphas"], tell=place.tell)
     return {
         "fingerprint": scorer.fingerprint,

@@ -22,6 +22,10 @@ SUITES: Mapping[str, Callable[[Profile, Where], Plan]] = MappingProxyType(
 )
 
 
+DATA_SETS = tuple(dict.fromkeys((*noise_consistency.DATA_SETS, *joel2023.DATA_SETS)))
+"""All that suites name."""
+
+
 def plan(name: str, profile: Profile, where: Where) -> Plan:
     """The cells of a suite.
 
@@ -65,9 +69,22 @@ def write(made: Plan, work: Path, results: Path, *, command: str) -> Path:
         "versions": _versions(result for cell in made.everything() if (result := cell.result(work)) is not None),
         "cells": {name: cell.key for name, cell in made.cells.items()},
         "charts": _charts(made, found, work, results),
+        "victims": _victims(made, work),
     }
     write_json(path, {**facts, **made.assemble(found)})
     return path
+
+
+def _victims(made: Plan, work: Path) -> list[dict[str, str]]:
+    """What each victim began with, and what was reduced against the papers'."""
+    found = []
+    for cell in made.everything():
+        result = cell.result(work) if cell.kind == "victim" else None
+        if result is not None:
+            training = result["training"]
+            reduction = training["reduction"] or "nothing"
+            found.append({"name": training["name"], "weights": training["weights"], "reduction": reduction})
+    return found
 
 
 def _charts(made: Plan, found: Mapping[str, Result], work: Path, results: Path) -> dict[str, list[str]]:

@@ -40,6 +40,7 @@ _FEWER: Final[Mapping[str, tuple[float, ...]]] = MappingProxyType(
         "orthogonal PGD against ours": (0.016,),
         "best of ten EOT-PGD, 8 draws": (0.016,),
         "black-box, accept or reject": (0.016,),
+        "black-box, accept or reject by ours": (0.016,),
     }
 )
 """Of attacks that take longest."""
@@ -117,38 +118,54 @@ def any_of(unseen: Mapping[str, list[str]], tried: int) -> dict[str, Any]:
 def cost(succeeded: Mapping[str, list[str]], unseen: Mapping[str, list[str]]) -> dict[str, Any]:
     """Median smallest budgets over the files that any attack changed, and their ratio; None where it is beyond all.
 
-    Both mappings: keys of files by `ATTACK, eps BUDGET`. `undetected`, `factor`: by the best single `attack`; `pooled`:
-    by all together. `is_least`: half of the files changed at the smallest budget already, so that success costs less
-    than that and the factors are larger.
+    Both mappings: keys of files by `ATTACK, eps BUDGET`. `success`, `undetected`, `factor`: each by the best single
+    attack, the latter by `attack`; `pooled`: by all together. `is_least`: half of the files changed at the smallest
+    budget already, so that success costs less than that and the factors are larger. `is_most`: an attack that was not
+    made at the smallest budgets might have passed there, so that the factor is smaller.
     """
-    plain = _smallest(succeeded)
-    if not plain:
+    files = set(_smallest(succeeded))
+    if not files:
         return {"files": 0, "success": None, "undetected": None, "factor": None}
-    success = float(np.median(list(plain.values())))
-
-    def reached(names: Mapping[str, list[str]]) -> float:
-        hidden = _smallest(names)
-        return float(np.median([hidden.get(key, math.inf) for key in plain]))
-
-    def costs(undetected: float) -> dict[str, float | None]:
-        is_reached = math.isfinite(undetected)
-        return {
-            "undetected": undetected if is_reached else None,
-            "factor": undetected / success if is_reached else None,
-        }
-
-    singly: dict[str, dict[str, list[str]]] = {}
-    for name, keys in unseen.items():
-        singly.setdefault(parted(name)[0], {})[name] = keys
-    medians = {attack: reached(names) for attack, names in singly.items()}
-    best = min(medians, key=lambda attack: medians[attack], default="")
+    smallest = min(parted(name)[1] for name in succeeded)
+    success = min(_median(reached, files) for reached in _singly(succeeded).values())
+    singly = _singly(unseen)
+    medians = {attack: _median(reached, files) for attack, reached in singly.items()}
+    undetected = min(medians.values(), default=math.inf)
+    begins = {name: min(eps for other, eps in map(parted, succeeded) if other == name) for name in singly}
+    at_best = {
+        name: _median({key: 0.0 if eps == begins[name] > smallest else eps for key, eps in reached.items()}, files)
+        for name, reached in singly.items()
+    }
+    pooled = _median(_smallest(succeeded), files), _median(_smallest(unseen), files)
     return {
-        "files": len(plain),
-        "success": success,
-        "is_least": success <= min(parted(name)[1] for name in succeeded),
-        "attack": best if math.isfinite(medians.get(best, math.inf)) else None,
-        **costs(medians.get(best, math.inf)),
-        "pooled": costs(reached(unseen)),
+        "files": len(files),
+        **_ratio(success, undetected),
+        "attack": min(medians, key=medians.__getitem__) if math.isfinite(undetected) else None,
+        "is_least": success <= smallest,
+        "is_most": math.isfinite(undetected) and min(at_best.values()) < undetected,
+        "pooled": {**_ratio(*pooled), "is_least": pooled[0] <= smallest},
+    }
+
+
+def _singly(names: Mapping[str, list[str]]) -> dict[str, dict[str, float]]:
+    """By attack the smallest budget at which it reached each file."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, keys in names.items():
+        found.setdefault(parted(name)[0], {})[name] = keys
+    return {attack: _smallest(members) for attack, members in found.items()}
+
+
+def _median(reached: Mapping[str, float], files: set[str]) -> float:
+    """Beyond all budgets where not even half of the files were reached."""
+    return float(np.median([reached.get(key, math.inf) for key in files]))
+
+
+def _ratio(success: float, undetected: float) -> dict[str, float | None]:
+    is_reached = math.isfinite(undetected)
+    return {
+        "success": success if math.isfinite(success) else None,
+        "undetected": undetected if is_reached else None,
+        "factor": undetected / success if is_reached else None,
     }
 
 

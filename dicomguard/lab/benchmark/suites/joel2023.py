@@ -7,19 +7,32 @@ nothing, detecting, adversarial training, and both; Figures 1 and 2 are accuraci
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
+from dicomguard.lab.attacks.fixed import JOEL_SWEEP
 from dicomguard.lab.benchmark.cell import Cell, Result
-from dicomguard.lab.benchmark.kinds.joel import NOISE
+from dicomguard.lab.benchmark.kinds.joel import JPEG, NOISE, PICTURE_BITS
 from dicomguard.lab.benchmark.profile import Profile
-from dicomguard.lab.benchmark.suites.planning import Place, Plan, Where, cell, place_of, places, victim_cell
+from dicomguard.lab.benchmark.suites.planning import (
+    Place,
+    Plan,
+    Where,
+    bits_of,
+    cell,
+    place_of,
+    places,
+    victim_cell,
+)
+from dicomguard.lab.detectors import joel
 
 NAME: Final = "joel2023"
 DATA_SETS: Final = ("brain_mri", "lung_ct", "breast_us")
 """Their MRI task, and stand-ins for LIDC-IDRI and CBIS-DDSM."""
 FIRST_ORDER: Final = ("FGSM", "BIM", "PGD")
 SWEEP: Final = (0.001, 0.002, 0.004, 0.006, 0.008, 0.016)
+"""Half of the budgets of their Figure 2, for two cores."""
 HIGHER: Final = (("CW-L2 kappa", 1.0),)
 """Beyond first order, by a confidence in log-odds: hundreds of gradients a picture."""
 TAUGHT_ON: Final = {"brain_mri": 0.008, "lung_ct": 0.006, "breast_us": 0.004}
@@ -30,7 +43,9 @@ _LEAST_STEPS: Final = 1000
 _HARDENED_WITH: Final = 0.004
 _TABLE_2: Final = ("BIM", 0.004)
 _MATRIX: Final = (0.002, 0.004, 0.008, 0.016)
-_NOISE_AT: Final = (0.004, 0.008)
+_TABLE_1: Final = (0.004, 0.008)
+_JPEG_AT: Final = 75.0
+_CHANGES: Final = (*((NOISE, eps) for eps in _TABLE_1), (JPEG, _JPEG_AT))
 
 
 def plan(profile: Profile, where: Where) -> Plan:
@@ -41,64 +56,82 @@ def plan(profile: Profile, where: Where) -> Plan:
 
     """
     cells: dict[str, Cell] = {}
+    sweep = profile.some(JOEL_SWEEP if profile.whole_grids else SWEEP, (_CHECKED_AT,))
+    everything = [
+        *((attack, eps) for attack in FIRST_ORDER for eps in sweep),
+        *profile.some(_CHANGES, ((NOISE, _CHECKED_AT),)),
+        *profile.some(HIGHER, ()),
+    ]
+    table_1 = [*((attack, eps) for attack in FIRST_ORDER for eps in _TABLE_1), *_CHANGES]
     for place in places(profile, (profile.joel_victim,), DATA_SETS, where):
-        taught_on = profile.some(TAUGHT_ON[place.data_set], _CHECKED_AT)
-        plain = _Victim(profile, place, "plain", victim_cell(profile, place, where))
-        sweep = profile.some(SWEEP, (_CHECKED_AT,))
-        tests = [(attack, eps) for attack in FIRST_ORDER for eps in sweep]
-        tests += [(NOISE, eps) for eps in profile.some(_NOISE_AT, (_CHECKED_AT,))]
-        tests += profile.some(HIGHER, ())
-        cells |= plain.taught(("BIM", taught_on), "closed", tests)
+        taught_on = profile.some(TAUGHT_ON[where.task_of(place.data_set)], _CHECKED_AT)
+        victim, bits = victim_cell(profile, place, where), bits_of(place.data_set, where)
+        plain = _Victim(profile, place, "plain", victim, bits)
+        cells |= plain.taught(("BIM", taught_on), joel.CLOSED, everything)
         if profile.is_check:
             continue
-        cells |= plain.taught(("BIM", taught_on), "paper", tests)
+        cells |= plain.taught(("BIM", taught_on), joel.CHANGE, table_1)
+        published = replace(plain, bits=PICTURE_BITS)
+        for protocol in (joel.PAPER, joel.FLOATS):
+            cells |= published.taught(("BIM", taught_on), protocol, table_1)
         for teacher in [("BIM", eps) for eps in _MATRIX] + [(attack, taught_on) for attack in FIRST_ORDER]:
-            cells |= plain.taught(teacher, "closed", tests)
-        hardened = victim_cell(profile, place, where, hardening=_HARDENED_WITH)
-        tests = [(_TABLE_2[0], eps) for eps in sweep]
-        cells |= _Victim(profile, place, "hardened", hardened).taught(("BIM", taught_on), "closed", tests)
-    return Plan(NAME, profile, cells, assemble)
+            cells |= plain.taught(teacher, joel.CLOSED, everything)
+        hardened = _Victim(
+            profile, place, "hardened", victim_cell(profile, place, where, hardening=_HARDENED_WITH), bits
+        )
+        cells |= hardened.taught(("BIM", taught_on), joel.CLOSED, [(_TABLE_2[0], eps) for eps in sweep])
+    tasks = {where.set_for(task): task for task in DATA_SETS}
+    return Plan(NAME, profile, cells, partial(assemble, tasks=tasks))
 
 
 @dataclass(frozen=True, slots=True)
 class _Victim:
-    """One victim, `plain` or `hardened`, and the cells about it."""
+    """One victim, `plain` or `hardened`, and the cells about it, in files of so many bits."""
 
     profile: Profile
     place: Place
     kind: str
     cell: Cell
+    bits: int
 
     def pairs(self, attack: str | None, eps: float = 0.0) -> Cell:
         """Its pictures attacked, or as they are."""
         what = "clean pictures" if attack is None else f"{attack} {eps:g}"
         needs = {"victim": self.cell}
-        title = f"{self.kind} {self.place}: {what}"
-        return cell("pairs", title, needs, attack=attack, eps=eps, cases=self.profile.joel_pictures)
+        title = f"{self.kind} {self.place}: {what}, {self.bits} bits"
+        return cell("pairs", title, needs, attack=attack, eps=eps, cases=self.profile.joel_pictures, bits=self.bits)
 
-    def taught(self, teacher: tuple[str, float], protocol: str, tests: Sequence[tuple[str, float]]) -> dict[str, Cell]:
-        """Detectors taught on one attack and tested on others, by name."""
+    def taught(
+        self, teacher: tuple[str, float], protocol: joel.Protocol, tests: Sequence[tuple[str, float]]
+    ) -> dict[str, Cell]:
+        """Detectors taught on one attack and tested on others, by name.
+
+        Clean pictures with noise of the attack's budget, and compressed ones, are taught as clean where the protocol
+        says so.
+        """
         attack, eps = teacher
+        harmless = ((NOISE, eps), (JPEG, _JPEG_AT)) if protocol.augmented else ()
         needs = {
             "victim": self.cell,
             "clean": self.pairs(None),
             "taught on": self.pairs(attack, eps),
+            **{f"harmless: {name} {at:g}": self.pairs(name, at) for name, at in harmless},
             **{f"test: {name} {at:g}": self.pairs(name, at) for name, at in tests},
         }
         made = cell(
             "taught",
-            f"{self.kind} {self.place}: detectors taught on {attack} {eps:g}, {protocol} protocol",
+            f"{self.kind} {self.place}: detectors taught on {attack} {eps:g}, {protocol.name} protocol",
             needs,
-            protocol=protocol,
+            protocol=protocol.name,
             small=self.profile.small_detectors,
             least_steps=self.profile.some(_LEAST_STEPS, 0),
             seed=self.place.seed,
         )
-        return {self.place.called(self.kind, protocol, attack, f"{eps:g}"): made}
+        return {self.place.called(self.kind, protocol.name, attack, f"{eps:g}"): made}
 
 
-def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
-    """One entry for each victim, protocol and attack that taught."""
+def assemble(results: Mapping[str, Result], tasks: Mapping[str, str]) -> dict[str, Any]:
+    """One entry for each victim, protocol and attack that taught. `tasks`: what each data set is taken for."""
     grid = []
     for name, found in results.items():
         kind, place, (protocol, attack, eps) = place_of(name)
@@ -106,6 +139,7 @@ def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
         grid.append(
             {
                 **place.facts,
+                "task": tasks[place.data_set],
                 "victim": kind,
                 "protocol": protocol,
                 "taught_on": {"attack": attack, "eps": float(eps)},
@@ -113,4 +147,5 @@ def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
                 **{part: found[part] for part in kept},
             }
         )
-    return {"grid": grid, "taught_on": TAUGHT_ON, "table_2": list(_TABLE_2)}
+    taught_on = {data_set: TAUGHT_ON[task] for data_set, task in tasks.items()}
+    return {"grid": grid, "taught_on": taught_on, "table_2": list(_TABLE_2)}

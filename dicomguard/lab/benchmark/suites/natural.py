@@ -38,7 +38,7 @@ def plan(profile: Profile, where: Where) -> Plan:
         DicomguardError: a data set is not there.
 
     """
-    strangers = profile.some(OTHER_SETS, ())
+    strangers = [where.set_for(task) for task in profile.some(OTHER_SETS, ())]
     required(where, strangers)
     cells: dict[str, Cell] = {}
     for place in places(profile, profile.victims, noise_consistency.DATA_SETS, where):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from dicomguard.lab.attacks.carlini import KAPPAS
+from dicomguard.lab.attacks.suite import EPS
 from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.profile import Profile
 from dicomguard.lab.benchmark.suites.planning import (
@@ -31,7 +33,12 @@ EARLY: Final = ("early-stopped FGSM", "early-stopped BIM", "early-stopped PGD", 
 CONFIDENT: Final = ("PGD 0.004", "PGD 0.008", "PGD 0.016")
 FURTHER: Final = ("FGSM 0.008", "BIM 0.008", "APGD 0.008", "CW-L2 kappa 0", "CW-L2 kappa 5", "Square 0.016")
 """Attacks that neither paper ran; fewer successes of each."""
+_WHOLE_GRID: Final = (
+    *(f"{name} {eps:.3f}" for name in ("FGSM", "BIM", "PGD") for eps in EPS),
+    *(f"CW-L2 kappa {kappa:g}" for kappa in KAPPAS),
+)
 TRANSFERRED: Final = "PGD 0.016"
+_TIMED: Final = 24  # clean files
 _CHECKED: Final = ("early-stopped BIM", "DeepFool", "PGD 0.008")
 _DRAWN: Final = ("early-stopped BIM", "PGD 0.008", "DeepFool")
 
@@ -49,6 +56,9 @@ def plan(profile: Profile, where: Where) -> Plan:
         needs = {**known, **_attacks(profile, place, known["victim"], where)}
         cells[place.called("judge")] = cell("judge", f"{place}: judge", needs, alphas=ALPHAS)
         cells[place.called("pictures")] = cell("pictures", f"{place}: pictures", needs, attacks=_DRAWN, of=str(place))
+        cells[place.called("seconds")] = cell(
+            "seconds", f"{place}: seconds an image", {"victim": known["victim"]}, cases=_TIMED
+        )
         cells[place.called("noise")] = cell(
             "noise", f"{place}: random noise", {"victim": known["victim"]}, cases=profile.test
         )
@@ -60,7 +70,8 @@ def _attacks(profile: Profile, place: Place, victim: Cell, where: Where) -> dict
         attack: attack_cell(profile, place, victim, attack, wanted=profile.wanted)
         for attack in profile.some((*EARLY, *CONFIDENT), _CHECKED)
     }
-    for attack in profile.some(FURTHER, ()):
+    further = (*FURTHER, *(name for name in _WHOLE_GRID if profile.whole_grids and name not in {*FURTHER, *found}))
+    for attack in profile.some(further, ()):
         found[attack] = attack_cell(profile, place, victim, attack, wanted=profile.further)
     others = [family for family in profile.victims if family != place.family]
     if others:
@@ -86,7 +97,7 @@ def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
                 "attacks": dict(sorted(judged["attacks"].items(), key=lambda item: _rank(item[0]))),
                 "rows": [{part: value for part, value in row.items() if part != "unseen"} for row in judged["rows"]],
                 "random_noise": results.get(place.called("noise"), {}).get("success"),
-                "seconds": judged["seconds"],
+                "seconds_an_image": results.get(place.called("seconds"), {}).get("ways", {}),
             }
         )
     return {"grid": rows}
@@ -94,5 +105,5 @@ def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
 
 def _rank(attack: str) -> int:
     """The papers' attacks first, in their order."""
-    order = (*EARLY, *CONFIDENT, *FURTHER)
+    order = (*EARLY, *CONFIDENT, *FURTHER, *_WHOLE_GRID)
     return order.index(attack) if attack in order else len(order)
