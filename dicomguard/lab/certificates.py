@@ -162,12 +162,16 @@ class Workshop:
             draws.append(vote.draws)
             self._advance(f"certify eps {guard.settings.eps:g}", 1 / len(clean))
         certified, answered = np.array([o is Outcome.CERTIFIED for o in outcomes]), np.array(answers)
+        truths = [None if item.truth is None else item.truth[0] for item in clean.items]
+        right = np.array([answer == truth for answer, truth in zip(answers, truths, strict=True)])
         return {
             "eps": guard.settings.eps,
             "sigma": guard.settings.sigma,
             "alpha": guard.settings.alpha,
             "looks": list(guard.settings.looks),
             "certified": share(certified),
+            # A certificate says that an answer was not changed, not that it is right.
+            "certified_right": share(certified & right),
             # A guard that always says the same certifies most files of a set that is mostly one answer.
             "by_answer": {label: share(certified[answered == place]) for place, label in enumerate(self.scorer.labels)},
             "agrees": share([o in (Outcome.CERTIFIED, Outcome.UNCERTIFIED) for o in outcomes]),

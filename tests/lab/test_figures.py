@@ -58,4 +58,8 @@ def test_a_detector_at_chance_is_not_sure_of_it() -> None:
     """One right and one wrong of every picture: each bootstrap would draw one half."""
     found = clustered([True, False] * 30, [f"{i // 2}" for i in range(60)])
     assert found["rate"] == 0.5
-    assert found["interval"] == pytest.approx(list(clopper_pearson(15, 30)))
+    _, other = clopper_pearson(0, 30)
+    assert found["interval"] == pytest.approx([0.5 - 0.5 * other, 0.5 + 0.5 * other])
+    one_more = clustered([True, False] * 29 + [True, True], [f"{i // 2}" for i in range(60)])
+    assert one_more["interval"][1] - one_more["interval"][0] < 2 * other, "a picture more changes little"
+    assert one_more["interval"][1] - one_more["interval"][0] > other / 3

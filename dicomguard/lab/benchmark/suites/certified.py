@@ -40,7 +40,7 @@ def plan(profile: Profile, where: Where) -> Plan:
 def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
     """By victim and budget."""
     kept = (
-        *("eps", "sigma", "alpha", "looks", "certified", "by_answer", "agrees"),
+        *("eps", "sigma", "alpha", "looks", "certified", "certified_right", "by_answer", "agrees"),
         *("draws_mean", "seconds_mean", "seconds_p95"),
     )
     rows = []
