@@ -82,7 +82,7 @@ def benchmark(
         _list(in_order(wanted), work, as_json=as_json)
         return
     usable(device)  # one that is not there is refused before the first cell
-    command = line("dicomguard lab benchmark", sys.argv[3:])
+    command = line("dicomguard", sys.argv[1:])
     is_watched = console.is_terminal and not as_json
     with Bars(quiet=not is_watched) as bars:
         runner = Runner(

@@ -38,7 +38,7 @@ def report(
     from dicomguard.lab.command import line
     from dicomguard.lab.report import page
 
-    written = page.write(results, out, profile, command=line("dicomguard lab report", sys.argv[3:]), work=pictures)
+    written = page.write(results, out, profile, command=line("dicomguard", sys.argv[1:]), work=pictures)
     if as_json:
         print_json([{"written": str(path)} for path in written])
         return

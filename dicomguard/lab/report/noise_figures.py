@@ -13,6 +13,7 @@ from dicomguard.lab.report.style import BLUE, GREEN, ORANGE, RED, figure, pictur
 Values = NDArray[np.float64]
 Picture = NDArray[np.float32]
 
+_HALF = 0.5
 _BINS = np.linspace(-1, 1, 41)
 _COLOURS = {"clean": BLUE, "clean, noisy": GREEN, "attacked": RED, "attacked, noisy": ORANGE}
 
@@ -36,19 +37,23 @@ def perturbation(rows: Sequence[tuple[str, Picture, Picture]], path: Path) -> Pa
     return write(made, path)
 
 
-def sigmoid_outputs(outputs: Mapping[str, Values], title: str, path: Path) -> Path:
-    """Figure 3: the probability of the victim's second class for each kind of file, each file a point."""
+def sigmoid_outputs(outputs: Mapping[str, Values], title: str, path: Path, *, label: str) -> Path:
+    """Figure 3: the probability of the victim's second class, `label`, for each kind of file, each file a point.
+
+    A median stands on either side of one half: over both together it would lie where there are no files.
+    """
     made, (axes,) = figure(width=7, height=3.6)
     names = list(outputs)
     for place, name in enumerate(names):
         values = outputs[name]
         spread = np.random.default_rng(place).uniform(-0.32, 0.32, len(values))
         axes.plot(place + spread, values, ".", color=_COLOURS.get(name, BLUE), alpha=0.45, markersize=5)
-        if len(values):
-            axes.plot([place - 0.36, place + 0.36], [np.median(values)] * 2, color="black", linewidth=1.5)
-    axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
+        for side in (values[values < _HALF], values[values >= _HALF]):
+            if len(side):
+                axes.plot([place - 0.36, place + 0.36], [np.median(side)] * 2, color="black", linewidth=1.5)
+    axes.axhline(_HALF, color="black", linewidth=0.8, linestyle=":")
     axes.set_xticks(range(len(names)), [f"{name}\n({len(outputs[name])})" for name in names])
-    axes.set_ylabel("sigmoid output")
+    axes.set_ylabel(f"probability of {label}")
     axes.set_ylim(-0.03, 1.03)
     axes.set_title(title, loc="left")
     return write(made, path)

@@ -32,11 +32,12 @@ _SECTIONS: Final[Mapping[str, Callable[[Result, Path], Iterator[str]]]] = {
     "natural": further_sections.natural,
     "certified": further_sections.certified,
 }
-_PARTS: Final = ("grid", "cells", "charts", "command", "versions", "reductions")
+_PARTS: Final = ("grid", "cells", "charts", "command", "versions", "reductions", "victims")
 _STYLE: Final = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 90rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
 h1, h2, h3 { line-height: 1.2; margin-top: 2em; } h2 { border-bottom: 2px solid #0072B2; padding-bottom: .2em; }
 table { border-collapse: collapse; font-size: .82rem; display: block; overflow-x: auto; margin: 1em 0; }
+td.n { white-space: nowrap; }
 th, td { border: 1px solid #ccc; padding: .25em .6em; text-align: left; vertical-align: top; }
 th { background: #eef4f8; } tr:nth-child(even) td { background: #fafafa; }
 img { max-width: 100%; } code { background: #f2f2f2; padding: .1em .3em; }
@@ -131,9 +132,11 @@ def _page(
     yield f"# Lab report, profile {profile}\n"
     yield (
         "Attacks are counted after rounding to stored bits unless a column says *floats*. Intervals are 95 %: exact"
-        " for shares, over patients where pictures hang together, bootstraps for areas. An attack that stops at some"
-        " number of successes has success rates that are a little too large. Thresholds are set on clean calibration"
-        " files, by patient apart from those that anything was fitted on.\n"
+        " (Clopper-Pearson) for shares of files that are one a patient, bootstraps over patients where pictures hang"
+        " together, bootstraps over files for areas; few patients make bootstraps too narrow. *eps* is a share of the"
+        " presentation range. An attack that stops at some number of successes has success rates that are a little too"
+        " large. Thresholds are set on clean calibration files, by patient apart from those that anything was fitted"
+        " on.\n"
     )
     yield f"Made by `{command}`.\n"
     for suite in missing:
@@ -161,6 +164,8 @@ def as_html(text: str, folder: Path) -> str:
         return f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"'
 
     body = re.sub(r'src="(figures/[^"]+\.png)"', inlined, body)
+    # What begins with a number, or says that there is none, is not broken over lines.
+    body = re.sub(r"<td>(?=[-+]?\.?\d|-</td>)(?=[^<]{0,40}</td>)", '<td class="n">', body)
     title = html.escape(text.splitlines()[0].lstrip("# "))
     head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}</body></html>\n'

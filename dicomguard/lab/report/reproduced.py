@@ -15,17 +15,20 @@ import yaml
 
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.suites.adaptive import parted
+from dicomguard.lab.figures import beta_binomial_band
 from dicomguard.lab.report import papers
 from dicomguard.lab.report.further_sections import BROKEN, WITHIN, factor, strongest
-from dicomguard.lab.report.joel_section import is_in_table_1, taught_as_published
+from dicomguard.lab.report.joel_section import called, is_in_table_1, taught_as_published
 from dicomguard.lab.report.noise_section import PAPER, fixed, means, ours, point
-from dicomguard.lab.report.words import percent, table, who
+from dicomguard.lab.report.words import difference, percent, rate, table, who
 
 Result = Mapping[str, Any]
 REASONS: Final = "lab-reasons.yaml"
 _POINTS = 0.03  # by which a mean may miss the paper's
 _RANDOM_UP_TO = 0.16  # of the presentation range, as in the noise-consistency paper
 _HARMLESS = 0.05
+_ALL_TOGETHER = 0.05  # the chance that a rate that is kept on all victims is found broken on one
+_WORTH_DEFENDING = 0.05  # of clean and attacked pictures together: what an attack must take before a defence is judged
 _COST = 2  # times the budget that an attack on the victim alone needs
 _CERTIFIED = {0.004: 0.85, 0.008: 0.76, 0.012: 0.62}  # docs/promises.md
 
@@ -85,34 +88,49 @@ def _noise_consistency(found: Result) -> Iterator[Claim]:
                 f"{percent(tpr)} | {percent(fpr)} ({cells} cells)",
                 None if tpr is None or fpr is None else tpr >= least and fpr <= most,
             )
-    theirs, distance = (means(grid, "floats", name)[0] for name in (PAPER, "Mahalanobis"))
+    (theirs, alarms, _), (distance, false, _) = (means(grid, "floats", name) for name in (PAPER, "Mahalanobis"))
     yield Claim(
         "noise-consistency/mahalanobis",
         f"the paper's check finds more of its four attacks than Mahalanobis ({papers.MAHALANOBIS[0]})",
-        f"{percent(theirs)} against {percent(distance)}, floats",
+        f"{percent(theirs)} | {percent(alarms)} against {percent(distance)} | {percent(false)}, floats",
         None if theirs is None or distance is None else theirs > distance,
     )
     for attack, rates in fixed(grid).items():
-        *others, own = [tpr for tpr, _ in rates.means]
-        best = max((one for one in others if one is not None), default=None)
+        *others, own = rates.pooled
         yield Claim(
             f"ours/{attack.replace(' ', '-')}",
             f"ours finds more of {attack} than the paper's check at its theta, at our rate, and at the noise level that"
-            " is best for this attack; or all find all",
-            f"{percent(own)} against {', '.join(map(percent, others))}, mean over victims",
-            None if own is None or best is None else own > best or own == best == 1,
+            " is best for this attack; or all find all (told by 95 % intervals of differences)",
+            f"{_rates(rates.means[-1])} against {', '.join(map(_rates, rates.means[:-1]))}, mean over victims;"
+            f" {own[1]} files",
+            _finds_more(own, others),
         )
 
 
+def _rates(found: tuple[float | None, float | None]) -> str:
+    return f"{percent(found[0])} | {percent(found[1])}"
+
+
+def _finds_more(own: tuple[int, int], others: Sequence[tuple[int, int]]) -> bool | None:
+    """None where an interval of a difference holds nothing at all, and not all find all."""
+    apart = [difference(own, other) for other in others if not own[0] == own[1] == other[0] == other[1]]
+    if any(high < 0 for _, high in apart):
+        return False
+    return True if all(low > 0 for low, _ in apart) else None
+
+
 def _victims(grid: Sequence[Result]) -> Iterator[Claim]:
-    low, _ = papers.TABLE_1["accuracy"]
+    low, least = papers.TABLE_1["accuracy"][0], papers.TABLE_1["recall"][0]
     for family in dict.fromkeys(one["family"] for one in grid):
-        rates = [one["victim"]["training"]["test"]["accuracy"]["rate"] for one in grid if one["family"] == family]
+        tests = [one["victim"]["training"]["test"] for one in grid if one["family"] == family]
+        rates = [test["accuracy"]["rate"] for test in tests]
+        recalls = [share["rate"] for test in tests for share in test["recall"].values() if share["rate"] is not None]
         yield Claim(
             f"noise-consistency/accuracy-{family}",
-            f"{family} answers as well as the paper's victims: accuracy of {low} or more on each data set",
-            f"{percent(min(rates))} to {percent(max(rates))}",
-            min(rates) >= low / 100,
+            f"{family} answers as well as the paper's victims: accuracy of {low} or more on each data set, and recall"
+            f" of {least} or more of each class",
+            f"accuracy {percent(min(rates))} to {percent(max(rates))}, smallest recall {percent(min(recalls))}",
+            min(rates) >= low / 100 and min(recalls) >= least / 100,
         )
     strengths = [
         (share["rate"], one)
@@ -128,69 +146,115 @@ def _victims(grid: Sequence[Result]) -> Iterator[Claim]:
             f"{percent(most)} at most ({who(worst)}, {worst['data_set']})",
             most <= _HARMLESS,
         )
-    bands = [
-        (one, band) for one in grid if (own := ours(one)) is not None and (band := point(own).get("band")) is not None
-    ]
-    if bands:
-        outside = [f"{who(one)} on {one['data_set']}" for one, band in bands if not band["inside"]]
+    yield from _promised(grid)
+
+
+def _promised(grid: Sequence[Result]) -> Iterator[Claim]:
+    """Ours over all victims at once: too many false alarms on one of them, at 5 % for all together."""
+    points = [(one, point(own)) for one in grid if (own := ours(one)) is not None and point(own).get("band")]
+    above = []
+    for one, at in points:
+        _, high = beta_binomial_band(
+            at["calibrated_on"], at["alpha"], at["clean"]["count"], confidence=1 - 2 * _ALL_TOGETHER / len(points)
+        )
+        if at["clean"]["hits"] > high:
+            above.append(f"{who(one)} on {one['data_set']}")
+    if points:
         yield Claim(
             "ours/promised-rate",
-            "ours keeps the false-alarm rate that it promises: the count lies in the 95 % band on every victim",
-            f"{len(bands) - len(outside)} of {len(bands)} inside{': not ' * bool(outside)}{', '.join(outside)}",
-            not outside,
+            "ours raises no more false alarms than it promises, on any victim (exact bounds, 5 % for all together)",
+            f"{len(points) - len(above)} of {len(points)}{': not ' * bool(above)}{', '.join(above)}",
+            not above,
         )
 
 
 def _joel(found: Result) -> Iterator[Claim]:
     main = [one for one in found["grid"] if one["victim"] == "plain" and taught_as_published(found, one)]
-    for protocol, words in (("paper", "as published"), ("closed", "leaks closed")):
-        runs = [one for one in main if one["protocol"] == protocol]
-        for name, (low, high) in papers.JOEL_TABLE_1.items():
-            rates = [
-                row["tests"][test]["accuracy"]["rate"]
-                for one in runs
-                for row in one["rows"]
-                if row["detector"].startswith(name)
-                for test in row["tests"]
-                if is_in_table_1(test)
-            ]
-            if rates:
-                yield Claim(
-                    f"joel2023/{protocol}-{name.replace(' ', '-')}",
-                    f"{name}, {words}: accuracy at eps .004 and .008 from {low:g} to {high:g}, or better",
-                    f"{percent(min(rates))} to {percent(max(rates))}",
-                    min(rates) >= low / 100,
-                )
-    yield from _defences(found, main)
+    published = [one for one in main if one["protocol"] == "paper"]
+    for name, (low, high) in papers.JOEL_TABLE_1.items():
+        rows = [row for one in published for row in one["rows"] if row["detector"].startswith(name)]
+        rates = [row["tests"][test]["accuracy"]["rate"] for row in rows for test in row["tests"] if is_in_table_1(test)]
+        if rates:
+            yield Claim(
+                f"joel2023/paper-{name.replace(' ', '-')}",
+                f"{called(rows[0])}, as published: accuracy at eps .004 and .008 between {low:g} and {high:g} (within 3"
+                " points)",
+                f"{percent(min(rates))} to {percent(max(rates))} ({len(rates)} cells)",
+                min(rates) >= low / 100 - _POINTS and max(rates) <= high / 100 + _POINTS,
+            )
+    closed = [one for one in main if one["protocol"] == "closed"]
+    yield from _noise_is_not_attack(closed)
+    yield from _defences(found, closed)
 
 
-def _defences(found: Result, main: Sequence[Result]) -> Iterator[Claim]:
+def _noise_is_not_attack(closed: Sequence[Result]) -> Iterator[Claim]:
+    """The falsifier: clean pictures with noise of the attack's strength must not be flagged more than clean ones."""
+    for one in closed:
+        name = f"random noise {one['taught_on']['eps']:g}"
+        rows = [row for row in one["rows"] if name in row["tests"]]
+        worse = [
+            row
+            for row in rows
+            if difference(*(_counts(row["tests"][name][kind]) for kind in ("flagged", "clean_flagged")))[0] > 0
+        ]
+        if rows:
+            seen = ", ".join(
+                f"{called(row)} {percent(row['tests'][name]['flagged']['rate'])} against"
+                f" {percent(row['clean_flagged']['rate'])}"
+                for row in rows
+            )
+            yield Claim(
+                f"joel2023/noise-{one['data_set']}",
+                f"with the leaks closed, no detector flags {name} on {one['data_set']} more often than clean pictures",
+                seen,
+                not worse,
+            )
+
+
+def _counts(found: Mapping[str, Any]) -> tuple[int, int]:
+    return found["hits"], found["count"]
+
+
+def _defences(found: Result, closed: Sequence[Result]) -> Iterator[Claim]:
     attack, eps = found["table_2"]
     name = f"{attack} {eps:g}"
     hardened = {
-        (one["data_set"], one["seed"]): one["rows"][0]["tests"][name]["victim"]["rate"]
+        (one["data_set"], one["seed"]): one["rows"][0]["tests"][name]["victim"]
         for one in found["grid"]
         if one["victim"] == "hardened" and name in one["rows"][0]["tests"]
     }
-    for one in (run for run in main if run["protocol"] == "closed"):
-        tests = [row["tests"].get(name) for row in one["rows"]]
-        gains = [(test["combined"]["A1"], test["victim"]["rate"]) for test in tests if test is not None]
-        if gains:
-            best, nothing = max(a1 for a1, _ in gains if a1 is not None), gains[0][1]
+    for one in closed:
+        tests = [row["tests"][name] for row in one["rows"] if name in row["tests"]]
+        if not tests:
+            continue
+        data_set, nothing = one["data_set"], tests[0]["victim"]
+        printed = papers.JOEL_TABLE_2.get(one["task"], {}).get("baseline")
+        if printed is not None:
             yield Claim(
-                f"joel2023/defence-{one['data_set']}",
-                f"under {name} on {one['data_set']}, detection (A1) is better than doing nothing",
-                f"{percent(best)} at best against {percent(nothing)}",
-                best > nothing,
+                f"joel2023/baseline-{data_set}",
+                f"{name} brings the victim on {data_set} to {printed:g} or less of clean and attacked pictures together"
+                " (within 3 points)",
+                rate(nothing),
+                nothing["rate"] <= printed / 100 + _POINTS,
             )
-            trained = hardened.get((one["data_set"], one["seed"]))
-            if trained is not None:
-                yield Claim(
-                    f"joel2023/hardened-{one['data_set']}",
-                    f"under {name} on {one['data_set']}, adversarial training is better than doing nothing",
-                    f"{percent(trained)} against {percent(nothing)}",
-                    trained > nothing,
-                )
+        # Of what the attack did not turn round nothing can be won back.
+        has_much = nothing["rate"] <= one["clean_accuracy"]["rate"] - _WORTH_DEFENDING
+        best = max(test["combined"]["A1"] for test in tests if test["combined"]["A1"] is not None)
+        yield Claim(
+            f"joel2023/defence-{data_set}",
+            f"under {name} on {data_set}, detection (A1) is better than doing nothing",
+            f"{percent(best)} by the best of {len(tests)} detectors against {rate(nothing)}",
+            best > nothing["rate"] if has_much else None,
+        )
+        trained = hardened.get((data_set, one["seed"]))
+        if trained is not None:
+            low, high = difference(_counts(trained), _counts(nothing))
+            yield Claim(
+                f"joel2023/hardened-{data_set}",
+                f"under {name} on {data_set}, adversarial training is better than doing nothing",
+                f"{rate(trained)} against {rate(nothing)}",
+                True if low > 0 else False if high < 0 else None,
+            )
 
 
 def _adaptive(found: Result) -> Iterator[Claim]:
@@ -214,7 +278,7 @@ def _adaptive(found: Result) -> Iterator[Claim]:
             f"adaptive/broken-{one['family']}-{one['data_set']}",
             f"whoever knows the paper's check on {who(one)}, {one['data_set']}, passes it unseen with {BROKEN:.0%} of"
             f" files at an eps of {WITHIN:g} or less, with one attack",
-            f"{percent(largest)} ({attack}); {percent(changed)} can be changed at all",
+            f"{rate(share)} ({attack}); {percent(changed)} can be changed at all",
             holds,
         )
         own = one["detectors"].get("ours") or one["detectors"].get("ours, without the guard")
@@ -229,9 +293,10 @@ def _adaptive(found: Result) -> Iterator[Claim]:
 
 
 def _costs_enough(cost: Mapping[str, Any]) -> bool | None:
-    """None where the factor is a bound on the wrong side."""
+    """None where the factor is a bound on the wrong side, or nothing bounds it."""
     if cost["factor"] is None:
-        return True
+        is_beyond = cost["success"] is not None and cost["largest"] / cost["success"] >= _COST
+        return True if is_beyond else None
     is_enough: bool = cost["factor"] >= _COST
     return None if cost["is_most" if is_enough else "is_least"] else is_enough
 

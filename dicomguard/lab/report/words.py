@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
+
+from scipy import stats
 
 Share = Mapping[str, Any]
+
+EPS: Final = "eps, share of the presentation range"
+"""What the axis of budgets is called."""
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -60,6 +66,19 @@ def mean(values: Iterable[float | None]) -> float | None:
     """Of those that there are."""
     found = [value for value in values if value is not None]
     return sum(found) / len(found) if found else None
+
+
+def difference(one: tuple[int, int], other: tuple[int, int]) -> tuple[float, float]:
+    """The 95 % interval of one share less another, each hits of a count (Newcombe 1998, method 10)."""
+    (low, high), (below, above) = (proportion_interval(hits, count) for hits, count in (one, other))
+    p, q = one[0] / one[1], other[0] / other[1]
+    return p - q - math.hypot(p - low, above - q), p - q + math.hypot(high - p, q - below)
+
+
+def proportion_interval(hits: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval."""
+    found = stats.binomtest(hits, count).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def percent(value: float | None) -> str:

@@ -11,7 +11,7 @@ import pytest
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark import suites
 from dicomguard.lab.benchmark.cell import Cell
-from dicomguard.lab.benchmark.profile import PROFILES, named
+from dicomguard.lab.benchmark.profile import PROFILES, Reduction, named
 from dicomguard.lab.benchmark.suites import adaptive, natural, planning
 from dicomguard.lab.benchmark.suites.planning import Plan, Where
 
@@ -142,7 +142,7 @@ def test_missing_data_are_found_before_anything_is_computed(tmp_path: Path) -> N
 
 def test_tables_are_written_when_all_cells_are_there(tmp_path: Path) -> None:
     cell = Cell.of("number", "1", "n", value=1)
-    profile = replace(named("smoke"), reductions=("small",))
+    profile = replace(named("smoke"), reductions=(Reduction("small"), Reduction("of another", ("natural",))))
     made = Plan("toy", profile, {"n/toy/blobs/0": cell}, lambda found: {"all": found["n/toy/blobs/0"]["v"]})
     with pytest.raises(DicomguardError, match="is not computed"):
         suites.write(made, tmp_path, tmp_path / "results", command="c")
@@ -154,6 +154,7 @@ def test_tables_are_written_when_all_cells_are_there(tmp_path: Path) -> None:
     written = json.loads(path.read_text())
     assert path.name == "lab-toy-smoke.json"
     assert written["all"] == 7
+    assert written["reductions"] == ["small"]
     assert written["cells"] == {"n/toy/blobs/0": cell.key}
     assert written["versions"] == {"torch": "2"}, "of the cells, not of whoever puts them together"
     (charts,) = written["charts"].values()

@@ -37,7 +37,7 @@ def test_the_papers_figures_are_drawn(tmp_path: Path) -> None:
         "attacked": rng.beta(3, 5, 50) * 0.5,
         "attacked, noisy": rng.beta(9, 2, 50),
     }
-    drawn(noise_figures.sigmoid_outputs(outputs, "a victim under BIM", tmp_path / "three.png"))
+    drawn(noise_figures.sigmoid_outputs(outputs, "a victim under BIM", tmp_path / "three.png", label="ill"))
     levels = [0.01, 0.02, 0.03, 0.04, 0.05]
     differences = {"clean": rng.normal(0.02, 0.05, (60, 5)), "attacked": rng.normal(-0.4, 0.2, (50, 5))}
     drawn(noise_figures.bubbles(levels, differences, "a victim under BIM", tmp_path / "four.png"))
@@ -53,9 +53,15 @@ def test_curves_and_bars_show_intervals_and_bear_gaps(tmp_path: Path) -> None:
         "paper": [curves.Curve("ours", falling), curves.Curve("paper", nothing, dashed=True)],
         "other": [curves.Curve("ours", falling[::-1][1:][::-1]), curves.Curve("paper", nothing)],
     }
-    drawn(curves.shares(panels, tmp_path / "curves.png", x="eps", y="undetected success", log=True, bar=0.9))
+    drawn(
+        curves.shares(panels, tmp_path / "curves.png", x="eps", y="undetected success", log=True, bar=(0.9, "broken"))
+    )
     rows = {f"JPEG {q}": {"ours": share([True] * q + [False] * 50), "paper": share([])} for q in (3, 10)}
-    drawn(curves.bars(rows, tmp_path / "bars.png", x="false alarms", title="clean files, shifted", bar=0.05))
+    drawn(
+        curves.bars(
+            rows, tmp_path / "bars.png", x="false alarms", title="shifted", colours=("paper", "ours"), bar=(0.05, "5 %")
+        )
+    )
 
 
 def test_the_same_numbers_give_the_same_file(tmp_path: Path) -> None:

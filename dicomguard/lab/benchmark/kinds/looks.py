@@ -73,7 +73,9 @@ def pictures(settings: dict[str, Any], place: Place) -> Result:
     where = {key: row for row, key in enumerate(clean.keys)}
     pairs = [(where[key], row) for row, key in enumerate(attacked.keys) if key in where]
     charts = [
-        noise_figures.sigmoid_outputs(_outputs(clean, attacked), title, place.folder / "sigmoid-outputs.png"),
+        noise_figures.sigmoid_outputs(
+            _outputs(clean, attacked), title, place.folder / "sigmoid-outputs.png", label=scorer.labels[1]
+        ),
         noise_figures.bubbles(
             scorer.noise.levels,
             {"clean": _differences(clean), "attacked": _differences(attacked)},

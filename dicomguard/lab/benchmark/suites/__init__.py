@@ -64,7 +64,7 @@ def write(made: Plan, work: Path, results: Path, *, command: str) -> Path:
     facts = {
         "suite": made.name,
         "profile": made.profile.name,
-        "reductions": made.profile.reductions,
+        "reductions": made.profile.reduced(made.name),
         "command": command,
         "versions": _versions(result for cell in made.everything() if (result := cell.result(work)) is not None),
         "cells": {name: cell.key for name, cell in made.cells.items()},

@@ -121,12 +121,13 @@ def cost(succeeded: Mapping[str, list[str]], unseen: Mapping[str, list[str]]) ->
     Both mappings: keys of files by `ATTACK, eps BUDGET`. `success`, `undetected`, `factor`: each by the best single
     attack, the latter by `attack`; `pooled`: by all together. `is_least`: half of the files changed at the smallest
     budget already, so that success costs less than that and the factors are larger. `is_most`: an attack that was not
-    made at the smallest budgets might have passed there, so that the factor is smaller.
+    made at the smallest budgets might have passed there, so that the factor is smaller. `largest`: of all budgets.
     """
     files = set(_smallest(succeeded))
     if not files:
         return {"files": 0, "success": None, "undetected": None, "factor": None}
-    smallest = min(parted(name)[1] for name in succeeded)
+    budgets = [parted(name)[1] for name in succeeded]
+    smallest, largest = min(budgets), max(budgets)
     success = min(_median(reached, files) for reached in _singly(succeeded).values())
     singly = _singly(unseen)
     medians = {attack: _median(reached, files) for attack, reached in singly.items()}
@@ -143,7 +144,8 @@ def cost(succeeded: Mapping[str, list[str]], unseen: Mapping[str, list[str]]) ->
         "attack": min(medians, key=medians.__getitem__) if math.isfinite(undetected) else None,
         "is_least": success <= smallest,
         "is_most": math.isfinite(undetected) and min(at_best.values()) < undetected,
-        "pooled": {**_ratio(*pooled), "is_least": pooled[0] <= smallest},
+        "pooled": {**_ratio(*pooled), "is_least": pooled[0] <= smallest, "largest": largest},
+        "largest": largest,
     }
 
 

@@ -96,6 +96,7 @@ def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
                 "victim": judged["victim"],
                 "attacks": dict(sorted(judged["attacks"].items(), key=lambda item: _rank(item[0]))),
                 "rows": [{part: value for part, value in row.items() if part != "unseen"} for row in judged["rows"]],
+                "no_pictures": results.get(place.called("pictures"), {}).get("none_because"),
                 "random_noise": results.get(place.called("noise"), {}).get("success"),
                 "seconds_an_image": results.get(place.called("seconds"), {}).get("ways", {}),
             }
