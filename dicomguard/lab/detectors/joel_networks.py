@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from dicomguard.lab.detectors.sight import Scores, Sight, failed_closed
 from dicomguard.lab.detectors.supervised import lessons, set_aside
 
 _CHUNK = 32
+_LEARNED = 0.6  # accuracy on the selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Profile:
 
     `side`: larger pictures are cut to their middle (an average would wash out what is to be found), None: as they are.
     `rates`: learning rates by backbone. `adaptive`: AdamW instead of SGD. `least_steps`: as many epochs more as that
-    takes.
+    takes; `most_steps`: as many as that takes while no epoch was clearly better than a guess.
     """
 
     epochs: int
@@ -42,10 +44,13 @@ class Profile:
     adaptive: bool = False
     small: bool = False
     least_steps: int = 0
+    most_steps: int = 0
 
-    def planned(self, pictures: int) -> int:
-        """Epochs for so many pictures."""
-        return max(self.epochs, math.ceil(self.least_steps / math.ceil(pictures / self.batch)))
+    def planned(self, pictures: int) -> tuple[int, int]:
+        """Epochs for so many pictures: of a network that learns, and at most."""
+        steps = math.ceil(pictures / self.batch)
+        least = max(self.epochs, math.ceil(self.least_steps / steps))
+        return least, max(least, math.ceil(self.most_steps / steps))
 
     def reductions(self) -> tuple[str, ...]:
         """What is reduced against the paper, beside the backbone's weights."""
@@ -56,6 +61,7 @@ class Profile:
             found.append("AdamW in place of SGD, because there is no pretrained network to begin with")
         if self.epochs != PAPER.epochs or self.batch != PAPER.batch:
             least = f", {self.least_steps} steps at least," if self.least_steps else ""
+            least += f" {self.most_steps} while nothing is learned," if self.most_steps else ""
             found.append(
                 f"{self.epochs} epochs{least} with batches of {self.batch}, not {PAPER.epochs} with {PAPER.batch}"
             )
@@ -91,7 +97,10 @@ class DeepDetector:
         self.name = f"{words.get(kind, kind)} detector"
         self._kind = kind
         self._profile = profile
-        self._start, reduction = small_backbone(kind) if profile.small else backbone(kind, weights, download=download)
+        self._begin = (
+            partial(small_backbone, kind) if profile.small else partial(backbone, kind, weights, download=download)
+        )
+        _, reduction = self._begin()
         self.reductions = tuple(filter(None, (reduction, *profile.reductions())))
         self._device = torch.device(device)
         self._tick = tick
@@ -118,7 +127,8 @@ class DeepDetector:
             calibration, attacked = calibration.only(~out), attacked.only(~away)
         pixels, labels = self._labelled(calibration, attacked)
         judged, truth = self._labelled(*selection)
-        with torch.random.fork_rng(devices=[]):  # dropout and heads draw from the global generator
+        # Weights, dropout and heads draw from the global generator: what ran before must have no say.
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._train(pixels, labels, judged, truth)
 
@@ -134,13 +144,17 @@ class DeepDetector:
         return pixels[..., top : top + side, left : left + side]
 
     def _train(self, pixels: Tensor, labels: Tensor, judged: Tensor, truth: Tensor) -> None:
-        network = nn.Sequential(copy.deepcopy(self._start), _head(self._kind, self._start))
+        maps, _ = self._begin()
+        network = nn.Sequential(maps, _head(self._kind, maps))
         network.to(self._device).to(memory_format=torch.channels_last)
         rate = dict(self._profile.rates)[self._kind]
         make: type[torch.optim.Optimizer] = torch.optim.AdamW if self._profile.adaptive else torch.optim.SGD
         optimiser = make(network.parameters(), lr=rate)  # type: ignore[call-arg] # every optimiser has a rate
         self.history, self.chosen, best = [], -1, copy.deepcopy(network.state_dict())
-        for epoch in range(self._profile.planned(len(pixels))):
+        least, most = self._profile.planned(len(pixels))
+        for epoch in range(most):
+            if epoch >= least and max(self.history) >= _LEARNED:
+                break
             network.train()
             for chosen in torch.split(torch.randperm(len(pixels)), self._profile.batch):
                 if len(chosen) < 2:  # batch normalisation has no variance of one

@@ -352,11 +352,13 @@ def test_detectors_are_taught_on_pairs(world: World) -> None:
         "test: BIM 0.016": taught_on,
         "test: random noise 0.016": noise,
     }
-    unknown = Cell.of("taught", "1", "five", needs, protocol="closed", small=True, least_steps=0, seed=0)
+    unknown = Cell.of("taught", "1", "five", needs, protocol="closed", small=True, least_steps=0, most_steps=0, seed=0)
     with pytest.raises(DicomguardError, match="harmless changes are needed"):
         world.run(unknown)
     needs |= {"harmless: random noise 0.016": noise, "harmless: JPEG quality 75": compressed}
-    found = world.run(Cell.of("taught", "1", "five", needs, protocol="closed", small=True, least_steps=0, seed=0))
+    found = world.run(
+        Cell.of("taught", "1", "five", needs, protocol="closed", small=True, least_steps=0, most_steps=0, seed=0)
+    )
     assert len(found["rows"]) == 5
     for row in found["rows"]:
         own, other = row["tests"]["BIM 0.016"], row["tests"]["random noise 0.016"]

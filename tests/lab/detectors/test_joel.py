@@ -97,9 +97,9 @@ def test_labels_that_were_shuffled_teach_nothing(name: str) -> None:
 def test_the_same_seed_teaches_the_same(name: str) -> None:
     some = attacked(6, 5)
     scores = []
-    for _ in range(2):
+    for turn in range(2):
         detector = MAKERS[name]()
-        torch.manual_seed(3)
+        torch.manual_seed(turn)  # whatever drew before has no say
         if isinstance(detector, DeepDetector):
             detector = DeepDetector(detector._kind, replace(TINY, epochs=1))
         torch.rand(5)
@@ -146,6 +146,19 @@ def test_the_epoch_is_the_best_on_the_selection_and_not_on_what_teaches() -> Non
     detector.fit(*lessons, selection=chosen_on[::-1])
     assert detector.history == pytest.approx([1 - hits for hits in history])
     assert detector.chosen == int(np.argmin(history)) != chosen
+
+
+def test_a_network_that_learns_nothing_is_given_more_time() -> None:
+    profile = replace(TINY, epochs=1, least_steps=2 * 5, most_steps=4 * 5)
+    detector = DeepDetector("densenet121", profile)
+    same = clean(1, 40), clean(1, 40)
+    detector.fit(*same, selection=(clean(3, 20), clean(3, 20)))
+    assert len(detector.history) == 4
+    profile = replace(profile, least_steps=4 * 5, most_steps=40 * 5, rates=(("densenet121", 3e-3),))
+    detector = DeepDetector("densenet121", profile)
+    detector.fit(clean(1, 40), attacked(2, 40), selection=(clean(3, 20), attacked(4, 20)))
+    assert max(detector.history) >= 0.6
+    assert len(detector.history) < 40
 
 
 def test_the_papers_heads_and_optimisers() -> None:

@@ -119,7 +119,7 @@ def taught(settings: dict[str, Any], place: Place) -> Result:
     """The five detectors, taught on one attack (role `taught on`) and tested on every other (roles `test: ATTACK EPS`).
 
     `protocol`: one of `joel.PROTOCOLS`; roles `harmless: ...` are clean pictures to be taught as such. `small`:
-    networks and epochs for two cores, of at least `least_steps`.
+    networks and epochs for two cores, of at least `least_steps` and, while nothing is learned, at most `most_steps`.
     """
     protocol = joel.PROTOCOLS[settings["protocol"]]
     clean = load_files(place.folders["clean"], "stored")
@@ -130,7 +130,8 @@ def taught(settings: dict[str, Any], place: Place) -> Result:
         return joel.Pairs(clean.sight, floats, stored, clean.keys, clean.groups, harmless)
 
     tested = place.of("test: ")
-    size = replace(SMALL, least_steps=settings["least_steps"]) if settings["small"] else PAPER
+    steps = {name: settings[name] for name in ("least_steps", "most_steps")}
+    size = replace(SMALL, **steps) if settings["small"] else PAPER
     detectors = joel.five(size, download=not settings["small"], flatten=protocol.flatten, device=place.device)
     rows = []
     for number, detector in enumerate(detectors):
