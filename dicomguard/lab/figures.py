@@ -43,23 +43,42 @@ def clustered(
     would say that there is no doubt, it allows for as many clusters of another rate as none among so many leaves room
     for (the exact 95 % bound): as wide as that of independent flags at 0 and 1, and narrow in between.
     """
-    values = np.asarray(flags, np.float64)
+    found = share(np.asarray(flags, bool))
+    if not len(flags):
+        return {**found, "clusters": 0}
+    return {**found, **_resampled(np.asarray(flags, np.float64), clusters, 0.0, draws, seed)}
+
+
+def clustered_mean(
+    values: NDArray[np.float64], clusters: Sequence[str], *, draws: int = 2000, seed: int = 2026
+) -> dict[str, Any]:
+    """The mean of differences from -1 to 1 with its interval, as `clustered`."""
+    if not len(values):
+        return {"mean": None, "interval": None, "count": 0, "clusters": 0}
+    return {
+        "mean": float(values.mean()),
+        "count": len(values),
+        **_resampled(values, clusters, -1.0, draws, seed),
+    }
+
+
+def _resampled(
+    values: NDArray[np.float64], clusters: Sequence[str], least: float, draws: int, seed: int
+) -> dict[str, Any]:
+    """The interval of a mean of values from `least` to 1 over clusters, and how many those are."""
     if len(values) != len(clusters):
         raise ValueError("as many clusters as flags are needed")
-    found = share(np.asarray(flags, bool))
-    if not len(values):
-        return {**found, "clusters": 0}
     _, member = np.unique(np.asarray(clusters), return_inverse=True)
-    sizes, hits = np.bincount(member), np.bincount(member, values)
+    sizes, sums = np.bincount(member), np.bincount(member, values)
     count = len(sizes)
-    if np.ptp(hits / sizes) == 0:
+    if np.ptp(sums / sizes) == 0:
         _, other = clopper_pearson(0, count)
-        rate = float(hits[0] / sizes[0])
-        low, high = rate * (1 - other), rate + (1 - rate) * other
+        mean = float(sums[0] / sizes[0])
+        low, high = mean - (mean - least) * other, mean + (1 - mean) * other
     else:
         drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
-        low, high = (float(bound) for bound in np.quantile(drawn @ hits / (drawn @ sizes), [0.025, 0.975]))
-    return {**found, "interval": [low, high], "clusters": count}
+        low, high = (float(bound) for bound in np.quantile(drawn @ sums / (drawn @ sizes), [0.025, 0.975]))
+    return {"interval": [low, high], "clusters": count}
 
 
 def worded(found: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ def snapshot(ledger: Path, folder: Path) -> Path:
     log = ledger.with_name(f"{ledger.name}-wal")
     # A database in WAL mode cannot be opened where its index cannot be written, unless it is said never to change. Then
     # its log is not read, which must not be passed over in silence.
-    modes = ["mode=ro"] if log.exists() and log.stat().st_size else ["mode=ro", "immutable=1"]
+    modes = ["mode=ro"] if log.exists() and log.stat().st_size else ["mode=ro", "mode=ro&immutable=1"]
     said = ""
     for mode in modes:
         try:
@@ -35,6 +35,8 @@ def snapshot(ledger: Path, folder: Path) -> Path:
                 named = {name for (name,) in target.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         except sqlite3.Error as error:
             said = str(error)
+            if "unable to open" not in said:  # locked, it may change; damaged, reading on would not help
+                break
             continue
         if tables.identity.name not in named:
             raise LedgerError(f"{ledger} is no ledger.", advice="Name the ledger.db of a node.")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dicomguard.enrol.intervals import clopper_pearson
-from dicomguard.lab.figures import beta_binomial_band, clustered, share, worded
+from dicomguard.lab.figures import beta_binomial_band, clustered, clustered_mean, share, worded
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,20 @@ def test_where_all_agree_there_is_doubt_left(value: bool) -> None:
     found = clustered([value] * 40, [f"{i % 20}" for i in range(40)])
     assert found["interval"] == pytest.approx(list(clopper_pearson(20 * value, 20)))
     assert clustered([], [])["rate"] is None
+
+
+def test_differences_of_the_same_pictures_are_told_together() -> None:
+    """Eight of two hundred are flagged after, two of these before: one at a time they would not be told apart."""
+    before, after = np.zeros(200), np.zeros(200)
+    before[:2], after[:8] = 1, 1
+    names = [f"{i}" for i in range(200)]
+    found = clustered_mean(after - before, names)
+    assert found["mean"] == pytest.approx(0.03)
+    assert 0 < found["interval"][0] < 0.03 < found["interval"][1] < 0.07
+    still = clustered_mean(np.zeros(20), names[:20])
+    _, other = clopper_pearson(0, 20)
+    assert still["interval"] == pytest.approx([-other, other])
+    assert clustered_mean(np.empty(0), [])["mean"] is None
 
 
 def test_a_detector_at_chance_is_not_sure_of_it() -> None:

@@ -106,13 +106,13 @@ def _instead(lines: Sequence[str]) -> tuple[tuple[str, str], ...]:
     found: dict[str, str] = {}
     for line in lines:
         task, equals, name = line.partition("=")
-        if not equals or task not in DATA_SETS or not name or "/" in name:
+        if not equals or task not in DATA_SETS or task in found or not name or "/" in name:
             raise typer.BadParameter(
-                f"write one of {', '.join(DATA_SETS)}, and the name of what to take instead: lung_ct=lidc_idri",
+                f"write one of {', '.join(DATA_SETS)}, each once, and what to take instead: lung_ct=lidc_idri",
                 param_hint="--data-set",
             )
         found[task] = name
-    if len({*DATA_SETS, *found.values()} - found.keys()) != len(DATA_SETS):
+    if len({found.get(task, task) for task in DATA_SETS}) != len(DATA_SETS):
         raise typer.BadParameter("one data set would be taken twice", param_hint="--data-set")
     return tuple(sorted(found.items()))
 

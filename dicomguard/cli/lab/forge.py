@@ -11,6 +11,7 @@ import typer
 from dicomguard.cli import compose
 from dicomguard.cli.compose import JsonOption
 from dicomguard.cli.output import Bars, console, print_json, print_table
+from dicomguard.errors import ConfigError
 
 ForgeConfig = Annotated[
     Path | None,
@@ -110,7 +111,13 @@ def _configured(config: Path | None, bundle: Path) -> Mapping[str, Sequence[str]
     """What the node's configuration says of the images that a bundle is for; nothing where it does not name it."""
     settings = None if config is None else compose.read_config(config)
     sections = () if settings is None else settings.bundles
-    return next((section.match for section in sections if section.path.resolve() == bundle.resolve()), {})
+    found = [section.match for section in sections if section.path.resolve() == bundle.resolve()]
+    if len(found) > 1:
+        raise ConfigError(
+            f"{config} names {bundle.name} {len(found)} times, for different images.",
+            advice="Say with --match which ones are to be forged.",
+        )
+    return found[0] if found else {}
 
 
 def _matching(lines: Sequence[str]) -> dict[str, list[str]]:

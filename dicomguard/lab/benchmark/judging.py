@@ -166,14 +166,14 @@ def judge_all(
 
 
 def _levels(detector: NoiseCheck, material: Material) -> list[dict[str, Any]]:
-    """What the paper's check makes of everything at each noise level: by kind, TPR by attack; FPR on right answers."""
+    """What the paper's check makes of files at each noise level: TPR by attack, and FPR on right answers."""
     found = []
     for level, theta in enumerate(detector.thetas):
         alone = NoiseCheck(level=level)
         alone.thetas = detector.thetas
         at = _Scored(alone, replace(material, shifts={})).at(float(theta))
-        rates = {kind: {name: each["detected"] for name, each in one["attacks"].items()} for kind, one in at.items()}
-        found.append({**rates, "correct": at["files"]["strata"]["correct"]})
+        rates = {name: each["detected"] for name, each in at["attacks"].items()}
+        found.append({"files": rates, "correct": at["strata"]["correct"]})
     return found
 
 
@@ -215,8 +215,8 @@ class _Scored:
         }
 
     def at(self, theta: float) -> dict[str, Any]:
-        """By kind what a given threshold makes of it all."""
-        return {kind: judge.at_theta(theta, self._clean, of_kind) for kind, of_kind in self._attacked.items()}
+        """What a given threshold makes of files."""
+        return judge.at_theta(theta, self._clean, self._attacked["files"])
 
     def row(self, name: str, alphas: Sequence[float], theta: float | None) -> dict[str, Any]:
         found: dict[str, Any] = {"detector": name}

@@ -296,7 +296,14 @@ def _work(connection: Connection) -> None:  # pragma: no cover - runs in a proce
             cell, make, root, data, device = connection.recv()
         except (EOFError, OSError):
             return
-        connection.send(_tried(cell, make, root, data, device, lambda share: connection.send(("share", share))))
+        connection.send(
+            _tried(cell, make, root, data, device, lambda share: connection.send(("share", _undone(share))))
+        )
+
+
+def _undone(share: float) -> float:
+    """A cell is done when its result is written, not before."""
+    return min(share, 0.999)
 
 
 def _tried(

@@ -52,8 +52,8 @@ class Protocol:
 
 PAPER = Protocol("paper", select_on_test=True, by_image=True, floats=True, flatten=True)
 """As published."""
-FLOATS = Protocol("floats", floats=True)
-"""One leak alone."""
+FLOATS = Protocol("floats", floats=True, augmented=True)
+"""The second leak alone."""
 CHANGE = Protocol("change")
 """The last one alone: whatever is changed is attacked."""
 CLOSED = Protocol("closed", augmented=True)

@@ -129,8 +129,8 @@ def _costs(detectors: Mapping[str, Any]) -> str:
 def factor(found: Mapping[str, Any]) -> str:
     """`at least` and `at most` at once say nothing but the number's neighbourhood."""
     if found["factor"] is None:
-        return "cannot be told" if found["success"] is None else f"more than {found['largest'] / found['success']:.1f}"
-    least, most = found["is_least"], found.get("is_most", False)
+        return "cannot be told" if found["success"] is None else f"at least {found['limit'] / found['success']:.1f}"
+    least, most = found["is_least"], found["is_most"]
     words = "about " if least and most else "at least " if least else "at most " if most else ""
     return f"{words}{found['factor']:.1f}"
 

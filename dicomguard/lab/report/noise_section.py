@@ -243,9 +243,9 @@ def _spread(members: Sequence[Result], kind: str) -> str:
     return f"{statistics.stdev(rates):.1f} ({len(rates)} seeds)" if len(rates) > 1 else "one seed"
 
 
-def best_level(row: Result, attack: str, kind: str = "files") -> tuple[int, Share, Share] | None:
+def best_level(row: Result, attack: str) -> tuple[int, Share, Share] | None:
     """The paper's level with the largest TPR - FPR for one attack, and both; None where nothing succeeded."""
-    rates = [(level, one[kind].get(attack), one["correct"]) for level, one in enumerate(row.get("levels", ()))]
+    rates = [(level, one["files"].get(attack), one["correct"]) for level, one in enumerate(row.get("levels", ()))]
     there = [(level, tpr, fpr) for level, tpr, fpr in rates if tpr is not None and tpr["rate"] is not None]
     return max(there, key=lambda one: one[1]["rate"] - (one[2]["rate"] or 0.0), default=None)
 

@@ -28,6 +28,7 @@ _POINTS = 0.03  # by which a mean may miss the paper's
 _RANDOM_UP_TO = 0.16  # of the presentation range, as in the noise-consistency paper
 _HARMLESS = 0.05
 _ALL_TOGETHER = 0.05  # the chance that a rate that is kept on all victims is found broken on one
+_AS_OFTEN = 0.05
 _WORTH_DEFENDING = 0.05  # of clean and attacked pictures together: what an attack must take before a defence is judged
 _COST = 2  # times the budget that an attack on the victim alone needs
 _CERTIFIED = {0.004: 0.85, 0.008: 0.76, 0.012: 0.62}  # docs/promises.md
@@ -100,7 +101,7 @@ def _noise_consistency(found: Result) -> Iterator[Claim]:
         yield Claim(
             f"ours/{attack.replace(' ', '-')}",
             f"ours finds more of {attack} than the paper's check at its theta, at our rate, and at the noise level that"
-            " is best for this attack; or all find all (told by 95 % intervals of differences)",
+            " is best for this attack; or all find all (told by 95 % intervals of differences, as if of other files)",
             f"{_rates(rates.means[-1])} against {', '.join(map(_rates, rates.means[:-1]))}, mean over victims;"
             f" {own[1]} files",
             _finds_more(own, others),
@@ -188,16 +189,17 @@ def _joel(found: Result) -> Iterator[Claim]:
 
 
 def _noise_is_not_attack(closed: Sequence[Result]) -> Iterator[Claim]:
-    """The falsifier: clean pictures with noise of the attack's strength must not be flagged more than clean ones."""
+    """The falsifier: clean pictures with noise of the attack's strength must not be flagged more than clean ones.
+
+    Nearly as often is as often: within five points, by an interval over patients of the difference by picture.
+    """
     for one in closed:
         name = f"random noise {one['taught_on']['eps']:g}"
         rows = [row for row in one["rows"] if name in row["tests"]]
-        worse = [
-            row
-            for row in rows
-            if difference(*(_counts(row["tests"][name][kind]) for kind in ("flagged", "clean_flagged")))[0] > 0
-        ]
         if rows:
+            bounds = [row["tests"][name]["more"]["interval"] for row in rows]
+            is_worse = any(low > 0 for low, _ in bounds)
+            is_shown = all(high <= _AS_OFTEN for _, high in bounds)
             seen = ", ".join(
                 f"{called(row)} {percent(row['tests'][name]['flagged']['rate'])} against"
                 f" {percent(row['clean_flagged']['rate'])}"
@@ -207,12 +209,8 @@ def _noise_is_not_attack(closed: Sequence[Result]) -> Iterator[Claim]:
                 f"joel2023/noise-{one['data_set']}",
                 f"with the leaks closed, no detector flags {name} on {one['data_set']} more often than clean pictures",
                 seen,
-                not worse,
+                False if is_worse else True if is_shown else None,
             )
-
-
-def _counts(found: Mapping[str, Any]) -> tuple[int, int]:
-    return found["hits"], found["count"]
 
 
 def _defences(found: Result, closed: Sequence[Result]) -> Iterator[Claim]:
@@ -248,12 +246,12 @@ def _defences(found: Result, closed: Sequence[Result]) -> Iterator[Claim]:
         )
         trained = hardened.get((data_set, one["seed"]))
         if trained is not None:
-            low, high = difference(_counts(trained), _counts(nothing))
+            (low, high), (below, above) = trained["interval"], nothing["interval"]
             yield Claim(
                 f"joel2023/hardened-{data_set}",
                 f"under {name} on {data_set}, adversarial training is better than doing nothing",
                 f"{rate(trained)} against {rate(nothing)}",
-                True if low > 0 else False if high < 0 else None,
+                True if low > above else False if high < below else None,
             )
 
 
@@ -295,7 +293,7 @@ def _adaptive(found: Result) -> Iterator[Claim]:
 def _costs_enough(cost: Mapping[str, Any]) -> bool | None:
     """None where the factor is a bound on the wrong side, or nothing bounds it."""
     if cost["factor"] is None:
-        is_beyond = cost["success"] is not None and cost["largest"] / cost["success"] >= _COST
+        is_beyond = cost["success"] is not None and cost["limit"] / cost["success"] >= _COST
         return True if is_beyond else None
     is_enough: bool = cost["factor"] >= _COST
     return None if cost["is_most" if is_enough else "is_least"] else is_enough

@@ -69,7 +69,10 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 
 def difference(one: tuple[int, int], other: tuple[int, int]) -> tuple[float, float]:
-    """The 95 % interval of one share less another, each hits of a count (Newcombe 1998, method 10)."""
+    """The 95 % interval of one share less another, each hits of a count (Newcombe 1998, method 10).
+
+    For independent shares; wider than it need be where both are of the same files.
+    """
     (low, high), (below, above) = (proportion_interval(hits, count) for hits, count in (one, other))
     p, q = one[0] / one[1], other[0] / other[1]
     return p - q - math.hypot(p - low, above - q), p - q + math.hypot(high - p, q - below)

@@ -370,6 +370,9 @@ def test_detectors_are_taught_on_pairs(world: World) -> None:
         assert own["accuracy"]["count"] == 2 * own["accuracy"]["clusters"], "a picture counts twice, and is one"
         assert own["auroc"]["area"] == row["auroc"]["area"]
         assert own["turned"]["hits"] <= own["flagged"]["hits"]
+        more = own["flagged"]["rate"] - own["clean_flagged"]["rate"]
+        assert own["more"]["mean"] == pytest.approx(more)
+        assert own["more"]["interval"][0] <= more <= own["more"]["interval"][1]
         assert own["turned"]["count"] <= own["flagged"]["count"]
         assert other["turned"]["count"] < own["turned"]["count"], "noise turns fewer answers round than an attack"
     assert len(load_files(taught_on.folder(world.root), "stored")) == 40

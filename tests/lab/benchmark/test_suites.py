@@ -7,7 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
 
+from dicomguard.cli.lab.benchmark import _instead
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark import suites
 from dicomguard.lab.benchmark.cell import Cell
@@ -65,7 +67,9 @@ def test_the_grids_are_those_of_the_papers(where: Where) -> None:
     for cell in taught:
         needs = dict(cell.needs)
         harmless = [role for role in needs if role.startswith("harmless: ")]
-        assert bool(harmless) == (cell.given["protocol"] == "closed")
+        assert bool(harmless) == (cell.given["protocol"] in {"closed", "floats"})
+        tested = f"test: random noise {needs['taught on'].given['eps']:g}"
+        assert tested in needs or cell.given["protocol"] == "closed", "noise of the strength that was taught on"
         published = cell.given["protocol"] in {"paper", "floats"} or needs["victim"].given["data_set"] == "breast_us"
         assert needs["clean"].given["bits"] == (8 if published else 12)
         assert {need.given["bits"] for role, need in needs.items() if role != "victim"} == {
@@ -89,6 +93,29 @@ def test_another_data_set_can_be_taken_for_one_that_a_suite_names(where: Where) 
     }
     assert any("lung_ct" in title for title in judged)
     assert not any("brain_mri" in title for title in judged)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["lung_ct=lidc_idri"], (("lung_ct", "lidc_idri"),)),
+        (["brain_mri=lung_ct", "lung_ct=brain_mri"], (("brain_mri", "lung_ct"), ("lung_ct", "brain_mri"))),
+        (["lung_ct=breast_us", "breast_us=mine"], (("breast_us", "mine"), ("lung_ct", "breast_us"))),
+        (["lung_ct=brain_mri"], None),
+        (["lung_ct=a", "lung_ct=b"], None),
+        (["lungs=a"], None),
+        (["lung_ct="], None),
+        (["lung_ct=a/b"], None),
+    ],
+)
+def test_data_sets_that_are_taken_instead_stand_on_the_command_line(
+    words: list[str], found: tuple[tuple[str, str], ...] | None
+) -> None:
+    if found is not None:
+        assert _instead(words) == found
+        return
+    with pytest.raises(typer.BadParameter):
+        _instead(words)
 
 
 def test_strangers_are_of_as_many_planes_and_another_set(where: Where) -> None:
@@ -177,7 +204,9 @@ def test_the_cost_of_being_unseen() -> None:
     assert not found["is_most"], "EOT was made at .002, and did not pass there"
     once = {**succeeded, "once, eps 0.004": ["a", "b", "c"]}
     assert adaptive.cost(once, {"once, eps 0.004": ["a", "b"]})["is_most"], "it might have passed at less"
+    assert adaptive.cost(once, {"once, eps 0.004": ["a", "b"]})["pooled"]["is_most"]
     assert not adaptive.cost(once, {"PGD, eps 0.004": ["a", "b"]})["is_most"]
+    assert adaptive.cost(once, {})["limit"] == 0.002, "EOT was made at no larger budget"
     torn = adaptive.cost(succeeded, {"PGD, eps 0.004": ["a"], "EOT, eps 0.016": ["b"]})
     assert torn["undetected"] is None, "no attack alone passes with half of the files"
     assert torn["pooled"]["undetected"] == 0.016

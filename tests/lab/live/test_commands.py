@@ -127,7 +127,7 @@ def test_a_ledger_is_read_from_where_nothing_can_be_written(desk, forged, tmp_pa
     asked = []
 
     def connect(name, **options):
-        if "mode=ro" in str(name):
+        if str(name).endswith("?mode=ro"):
             asked.append(name)
             raise sqlite3.OperationalError("unable to open database file")
         return real(name, **options)
@@ -151,6 +151,14 @@ def test_only_the_images_that_a_configuration_sends_to_the_bundle_are_forged(bun
         desk.run(*words, str(tmp_path / "set"))
     code, _, (made,) = desk.run(*words, str(tmp_path / "set"), "--match", "Modality=DX")
     assert (code, made["match"], made["sent"]) == (0, {"Modality": ["DX"]}, 2)
+    (tmp_path / "other").mkdir()
+    other = Desk(tmp_path / "other", bundles=[{"path": str(bundle), "match": {"Modality": "DX"}}])
+    code, _, (made,) = other.run(*words, str(tmp_path / "another set"))
+    assert (code, made["match"], made["sent"]) == (0, {"Modality": ["DX"]}, 2)
+    (tmp_path / "twice").mkdir()
+    entries = [{"path": str(bundle), "match": {"Modality": kind}} for kind in ("DX", "CR")]
+    with pytest.raises(ConfigError, match="2 times"):
+        Desk(tmp_path / "twice", bundles=entries).run(*words, str(tmp_path / "a third set"))
 
 
 def test_offline_notices_another_decision_and_another_file(desk, forged, bundle, tmp_path):

@@ -114,30 +114,39 @@ def test_a_bound_on_the_wrong_side_tells_nothing(factor: float, least: bool, mos
     ("success", "holds", "words"), [(0.004, True, "8.0"), (0.032, None, "1.0"), (None, None, "told")]
 )
 def test_what_nobody_passes_costs_more_than_was_tried(success: float | None, holds: bool | None, words: str) -> None:
-    cost = {"factor": None, "success": success, "largest": 0.032, "is_least": False, "is_most": False}
+    cost = {"factor": None, "success": success, "limit": 0.032, "is_least": False, "is_most": False}
     assert reproduced._costs_enough(cost) is holds
     assert further_sections.factor(cost).endswith(words)
 
 
-def joel(nothing: int, detected: int, hardened: int, *, noise: int = 2, published: int = 80) -> dict[str, Any]:
+def joel(
+    nothing: int,
+    detected: int,
+    hardened: int,
+    *,
+    noise: int = 2,
+    more: tuple[float, float] = (-0.02, 0.02),
+    published: int = 80,
+) -> dict[str, Any]:
     def one(victim: str, protocol: str, accuracy: int) -> dict[str, Any]:
         rate = hardened if victim == "hardened" else nothing
         test = {
             "accuracy": rated(accuracy),
             "flagged": rated(detected),
             "clean_flagged": rated(2),
+            "more": {"mean": 0.0, "interval": [-0.01, 0.01]},
             "victim": rated(rate, 200),
             "combined": {"A1": detected / 100},
         }
-        quiet = {**test, "flagged": rated(noise)}
-        tests = {"BIM 0.004": test, "BIM 0.008": test, "random noise 0.008": quiet}
+        quiet = {**test, "flagged": rated(noise), "more": {"mean": (noise - 2) / 100, "interval": more}}
+        tests = {"BIM 0.004": test, "BIM 0.008": test, "random noise 0.004": test, "random noise 0.006": quiet}
         row = {"detector": "LR detector", "reductions": ["small"], "clean_flagged": rated(2), "tests": tests}
         facts = {"data_set": "blobs", "task": "brain_mri", "seed": 0, "victim": victim, "protocol": protocol}
-        taught = {"taught_on": {"attack": "BIM", "eps": 0.008}, "clean_accuracy": rated(97)}
+        taught = {"taught_on": {"attack": "BIM", "eps": 0.006}, "clean_accuracy": rated(97)}
         return {**facts, **taught, "rows": [row]}
 
     grid = [one("plain", "paper", published), one("plain", "closed", 70), one("hardened", "closed", 70)]
-    return {"grid": grid, "taught_on": {"blobs": 0.008}, "table_2": ["BIM", 0.004]}
+    return {"grid": grid, "taught_on": {"blobs": 0.006}, "table_2": ["BIM", 0.004]}
 
 
 def joel_claims(**found: Any) -> dict[str, bool | None]:
@@ -162,7 +171,8 @@ def test_an_attack_that_takes_nothing_judges_no_defence() -> None:
 def test_accuracies_outside_of_the_papers_range_do_not_reproduce_and_noise_is_not_to_be_flagged() -> None:
     assert joel_claims(nothing=102, detected=75, hardened=160, published=60)["paper-LR"] is False
     assert joel_claims(nothing=102, detected=75, hardened=160, published=100)["paper-LR"] is False
-    assert joel_claims(nothing=102, detected=75, hardened=160, noise=40)["noise-blobs"] is False
+    assert joel_claims(nothing=102, detected=75, hardened=160, noise=40, more=(0.3, 0.45))["noise-blobs"] is False
+    assert joel_claims(nothing=102, detected=75, hardened=160, noise=5, more=(-0.1, 0.2))["noise-blobs"] is None
 
 
 def test_what_does_not_hold_has_its_reason_or_says_that_it_has_none() -> None:

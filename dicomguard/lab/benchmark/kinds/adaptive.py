@@ -276,18 +276,22 @@ def _stranger(attacker: Attacker, eps: float) -> Attack:
 
 
 def _stranger_to_ours(attacker: Attacker, eps: float) -> Attack:
-    score_of, bar, _ = _ours(attacker)
-    return _asking(score_of, bar, eps)
+    score_of, bar, floor = _ours(attacker)
+    return _asking(score_of, bar, eps, floor)
 
 
-def _asking(score_of: Callable[[Sequence[int]], DetectorScore], bar: float, eps: float) -> Attack:
-    """Somebody who knows nothing but how sure the victim is, and whether a file was let through."""
+def _asking(score_of: Callable[[Sequence[int]], DetectorScore], bar: float, eps: float, floor: float = 0.0) -> Attack:
+    """Somebody who knows nothing but how sure the victim is, and whether a file was let through.
+
+    `floor`: the margin below which files are held, too.
+    """
 
     def attack(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
         score = score_of(seeds)
 
         def accepts(current: Tensor, which: Tensor) -> Tensor:
-            return score(current, which, 0) <= bar
+            is_sure = margins(current, which).abs() >= floor
+            return is_sure & (score(current, which, 0) <= bar)
 
         return blackbox(margins, accepts, pixels, seeds, Square(eps=eps, queries=_QUERIES), chunk=chunk).attacked
 

@@ -32,7 +32,7 @@ from dicomguard.lab.detectors.judge import combined_accuracy, flags
 from dicomguard.lab.detectors.roc import auroc_interval
 from dicomguard.lab.detectors.sight import Scores
 from dicomguard.lab.detectors.supervised import Supervised
-from dicomguard.lab.figures import clustered
+from dicomguard.lab.figures import clustered, clustered_mean
 from dicomguard.pixels.image import Image
 from dicomguard.scoring.scorer import Scorer
 
@@ -156,7 +156,8 @@ def _tested(
 ) -> dict[str, Any]:
     """Detection of one attack: over all attacked pictures, as the paper counts, and over those that it turned round.
 
-    `turned`: flagged pictures among those that the victim answers rightly clean and wrongly attacked.
+    `turned`: flagged pictures among those that the victim answers rightly clean and wrongly attacked. `more`: how much
+    more often a picture is flagged attacked than clean, picture by picture.
     """
     sight = (pairs_of.floats if protocol.floats else pairs_of.stored).only(found.test)
     attacked: Scores = detector.scores(sight)
@@ -171,6 +172,7 @@ def _tested(
         "flagged": clustered(attacked_flags, groups),
         "turned": clustered(attacked_flags[turned], [groups[i] for i in turned]),
         "clean_flagged": clustered(clean_flags, groups),
+        "more": clustered_mean(attacked_flags.astype(float) - clean_flags, groups),
         "auroc": auroc_interval(found.clean, attacked, keys, keys, seed=seed),
         "victim": clustered(np.concatenate([correct, still]), 2 * groups),
         "combined": combined_accuracy(clean_flags, correct, attacked_flags, still),

@@ -36,7 +36,7 @@ def seconds(settings: dict[str, Any], place: Place) -> Result:
     ]
     ladder = scorer.noise.ladder()
     ways: dict[str, Callable[[], object]] = {
-        ALONE: lambda: [scorer.answer(batch.pixels) for batch, _ in batches],
+        ALONE: lambda: [scorer.look(Batch(batch.pixels), seeds, ()) for batch, seeds in batches],
         PAPER: lambda: [scorer.look(Batch(batch.pixels), seeds, ladder) for batch, seeds in batches],
     }
     if scorer.enrolment is not None:

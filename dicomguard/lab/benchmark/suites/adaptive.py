@@ -1,8 +1,9 @@
 """Attacks that know the detector: how often they succeed unseen at each budget, and what being unseen costs them.
 
 The cost factor of a detector is the median, over files that can be attacked at all, of the smallest budget at which the
-best single attack succeeded unseen, over that at which any succeeded. A factor of one says that the detector costs
-nothing. Beside it the same for all attacks together: for somebody who is told which of dozens of files passed.
+best single attack succeeded unseen, over that at which the best single attack succeeds, seen or not. A factor of one
+says that the detector costs nothing. Beside it the same for all attacks together, on both sides: for somebody who is
+told which of dozens of files passed.
 """
 
 from __future__ import annotations
@@ -121,31 +122,41 @@ def cost(succeeded: Mapping[str, list[str]], unseen: Mapping[str, list[str]]) ->
     Both mappings: keys of files by `ATTACK, eps BUDGET`. `success`, `undetected`, `factor`: each by the best single
     attack, the latter by `attack`; `pooled`: by all together. `is_least`: half of the files changed at the smallest
     budget already, so that success costs less than that and the factors are larger. `is_most`: an attack that was not
-    made at the smallest budgets might have passed there, so that the factor is smaller. `largest`: of all budgets.
+    made at the smallest budgets might have passed there, so that the factor is smaller. `limit`: the largest budget at
+    which every attack was made; beyond it nobody knows.
     """
     files = set(_smallest(succeeded))
     if not files:
         return {"files": 0, "success": None, "undetected": None, "factor": None}
-    budgets = [parted(name)[1] for name in succeeded]
-    smallest, largest = min(budgets), max(budgets)
+    budgets: dict[str, list[float]] = {}
+    for name, eps in map(parted, succeeded):
+        budgets.setdefault(name, []).append(eps)
+    smallest, limit = min(map(min, budgets.values())), min(map(max, budgets.values()))
     success = min(_median(reached, files) for reached in _singly(succeeded).values())
     singly = _singly(unseen)
     medians = {attack: _median(reached, files) for attack, reached in singly.items()}
     undetected = min(medians.values(), default=math.inf)
-    begins = {name: min(eps for other, eps in map(parted, succeeded) if other == name) for name in singly}
-    at_best = {
-        name: _median({key: 0.0 if eps == begins[name] > smallest else eps for key, eps in reached.items()}, files)
+    # What passed at the first budget of an attack might have passed below, unless that is the smallest of all.
+    hopeful = {
+        name: {key: 0.0 if eps == min(budgets[name]) > smallest else eps for key, eps in reached.items()}
         for name, reached in singly.items()
     }
+    keys = {key for one in hopeful.values() for key in one}
+    together = {key: min(one[key] for one in hopeful.values() if key in one) for key in keys}
     pooled = _median(_smallest(succeeded), files), _median(_smallest(unseen), files)
     return {
         "files": len(files),
         **_ratio(success, undetected),
         "attack": min(medians, key=medians.__getitem__) if math.isfinite(undetected) else None,
         "is_least": success <= smallest,
-        "is_most": math.isfinite(undetected) and min(at_best.values()) < undetected,
-        "pooled": {**_ratio(*pooled), "is_least": pooled[0] <= smallest, "largest": largest},
-        "largest": largest,
+        "is_most": math.isfinite(undetected) and min(_median(one, files) for one in hopeful.values()) < undetected,
+        "limit": limit,
+        "pooled": {
+            **_ratio(*pooled),
+            "is_least": pooled[0] <= smallest,
+            "is_most": math.isfinite(pooled[1]) and _median(together, files) < pooled[1],
+            "limit": limit,
+        },
     }
 
 

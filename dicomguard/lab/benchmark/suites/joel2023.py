@@ -32,7 +32,7 @@ DATA_SETS: Final = ("brain_mri", "lung_ct", "breast_us")
 """Their MRI task, and stand-ins for LIDC-IDRI and CBIS-DDSM."""
 FIRST_ORDER: Final = ("FGSM", "BIM", "PGD")
 SWEEP: Final = (0.001, 0.002, 0.004, 0.006, 0.008, 0.016)
-"""Half of the budgets of their Figure 2, for two cores."""
+"""Five of the budgets of their Figure 2, for two cores, and one that is four times their larger one."""
 HIGHER: Final = (("CW-L2 kappa", 1.0),)
 """Beyond first order, by a confidence in log-odds: hundreds of gradients a picture."""
 TAUGHT_ON: Final = {"brain_mri": 0.008, "lung_ct": 0.006, "breast_us": 0.004}
@@ -47,7 +47,6 @@ _TABLE_2: Final = ("BIM", 0.004)
 _MATRIX: Final = (0.002, 0.004, 0.008, 0.016)
 _TABLE_1: Final = (0.004, 0.008)
 _JPEG_AT: Final = 75.0
-_CHANGES: Final = (*((NOISE, eps) for eps in _TABLE_1), (JPEG, _JPEG_AT))
 
 
 def plan(profile: Profile, where: Where) -> Plan:
@@ -59,14 +58,13 @@ def plan(profile: Profile, where: Where) -> Plan:
     """
     cells: dict[str, Cell] = {}
     sweep = profile.some(JOEL_SWEEP if profile.whole_grids else SWEEP, (_CHECKED_AT,))
-    everything = [
-        *((attack, eps) for attack in FIRST_ORDER for eps in sweep),
-        *profile.some(_CHANGES, ((NOISE, _CHECKED_AT),)),
-        *profile.some(HIGHER, ()),
-    ]
-    table_1 = [*((attack, eps) for attack in FIRST_ORDER for eps in _TABLE_1), *_CHANGES]
+    first_order = [(attack, eps) for attack in FIRST_ORDER for eps in sweep]
     for place in places(profile, (profile.joel_victim,), DATA_SETS, where):
         taught_on = profile.some(TAUGHT_ON[where.task_of(place.data_set)], _CHECKED_AT)
+        noise = [(NOISE, eps) for eps in profile.some(sorted({*_TABLE_1, taught_on}), [taught_on])]
+        changes = [*noise, *profile.some([(JPEG, _JPEG_AT)], [])]
+        everything = [*first_order, *changes, *profile.some(HIGHER, ())]
+        table_1 = [*((attack, eps) for attack in FIRST_ORDER for eps in _TABLE_1), *changes]
         victim, bits = victim_cell(profile, place, where), bits_of(place.data_set, where)
         plain = _Victim(profile, place, "plain", victim, bits)
         cells |= plain.taught(("BIM", taught_on), joel.CLOSED, everything)
