@@ -9,7 +9,7 @@ import pwd
 from collections.abc import Callable, Sequence
 from ipaddress import ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,12 +32,14 @@ if TYPE_CHECKING:  # heavy parts are imported where they are built
     from dicomguard.screen.screener import Screener
     from dicomguard.screen.verdicts import Rules
 
-ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", envvar="DICOMGUARD_CONFIG", help="The node's configuration file.")
-]
-DecoderOption = Annotated[
-    Path | None, typer.Option("--config", "-c", envvar="DICOMGUARD_CONFIG", help="For the decoder's limits.")
-]
+
+def config_option(words: str) -> Any:
+    """The node's configuration file, spelt alike by every command; `words` say what a command reads it for."""
+    return typer.Option("--config", "-c", envvar="DICOMGUARD_CONFIG", help=words)
+
+
+ConfigOption = Annotated[Path, config_option("The node's configuration file.")]
+DecoderOption = Annotated[Path | None, config_option("For the decoder's limits.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
 
 

@@ -33,7 +33,7 @@ _STATEMENT: Final = "enrolment.json"
 
 AnyConfig = Annotated[
     Path | None,
-    typer.Option("--config", "-c", envvar="DICOMGUARD_CONFIG", help="The node's configuration file; not with --from."),
+    compose.config_option("The node's configuration file; not with --from."),
 ]
 Bundles = Annotated[
     list[Path] | None,

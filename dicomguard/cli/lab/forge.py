@@ -13,16 +13,6 @@ from dicomguard.cli.compose import JsonOption
 from dicomguard.cli.output import Bars, console, print_json, print_table
 from dicomguard.errors import ConfigError
 
-ForgeConfig = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        "-c",
-        envvar="DICOMGUARD_CONFIG",
-        help="The node's configuration file: for the bundle's images, and the decoder's limits.",
-    ),
-]
-
 if TYPE_CHECKING:  # torch, imported by the command
     from dicomguard.lab.live.manifest import Row
     from dicomguard.lab.live.sources import Refused
@@ -56,7 +46,10 @@ def forge(
             help="Only images with this, such as Modality=CR; by default what the configuration says of the bundle.",
         ),
     ] = None,
-    config: ForgeConfig = None,
+    config: Annotated[
+        Path | None,
+        compose.config_option("The node's configuration file: for the bundle's images, and the decoder's limits."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Attack clean DICOM files and write valid DICOM studies with a manifest of what is true of them.

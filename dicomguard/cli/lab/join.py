@@ -28,7 +28,7 @@ Manifest = Annotated[
 ]
 NodeConfig = Annotated[
     Path | None,
-    typer.Option("--config", "-c", envvar="DICOMGUARD_CONFIG", help="The node's configuration file."),
+    compose.config_option("The node's configuration file."),
 ]
 LedgerFile = Annotated[
     Path | None,

@@ -30,11 +30,11 @@ class Profile:
     `calibration`, `test`: clean files. `wanted`: how many successes of each attack, `further`: of those beyond the
     papers'; `tried`: files that are attacked at most; `choosing`: successes on the validation split, by which the
     paper's noise level is chosen. `adaptive`: files for each adaptive attack and budget, on victims of
-    `adaptive_sets`. `shifted`: clean files for each natural change. `joel_pictures`: that the detectors of Joel et
-    al. 2023 are taught and tested on; `small_detectors`: small networks and few epochs for those. `guard_epochs`,
-    `guard_steps`: of a certified guard, at least so many steps. `enrols`: whether victims are enrolled as a site
-    would, guard included. `whole_grids`: every budget instead of some. `is_check`: one data set, a
-    few attacks and budgets, to see that everything runs. `reductions`: what the tables say of all this.
+    `adaptive_sets`. `shifted`: clean files for each natural change. `joel_pictures`: that the detectors of Joel et al.
+    2023 are taught and tested on; `small_detectors`: small networks and few epochs for those. `guard_epochs`,
+    `guard_steps`: of a certified guard, at least so many steps. `enrols`: whether victims are enrolled as a site would,
+    guard included. `whole_grids`: every budget instead of some. `is_check`: one data set, a few attacks and budgets, to
+    see that everything runs. `reductions`: what the tables say of all this.
     """
 
     name: str

@@ -80,12 +80,15 @@ class Pairs:
         if len({len(part) for part in parts}) != 1:
             raise ValueError("pairs need as many attacked pictures, keys and groups as clean pictures")
 
+    def attacked(self, protocol: Protocol) -> Sight:
+        """The attacked pictures that a protocol shows."""
+        return self.floats if protocol.floats else self.stored
+
     def lessons(self, places: NDArray[np.int64], protocol: Protocol) -> tuple[Sight, Sight]:
         """Clean and attacked pictures to teach or choose with, as many of the one as of the other."""
         harmless = self.harmless if protocol.augmented else ()
-        attacked = self.floats if protocol.floats else self.stored
         clean = joined([one.only(places) for one in (self.clean, *harmless)])
-        return clean, joined([attacked.only(places)] * (1 + len(harmless)))
+        return clean, joined([self.attacked(protocol).only(places)] * (1 + len(harmless)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +152,12 @@ def trial(detector: Supervised, pairs: Pairs, protocol: Protocol, *, seed: int =
     if protocol.augmented and not pairs.harmless:
         raise DicomguardError("clean pictures after harmless changes are needed, and there are none.")
     parts = split(pairs.groups, protocol, seed=seed)
-    attacked = pairs.floats if protocol.floats else pairs.stored
     selection = pairs.lessons(parts.selection, protocol)
     detector.fit(*pairs.lessons(parts.train, protocol), seed=seed, selection=selection)
-    clean, caught = detector.scores(pairs.clean.only(parts.test)), detector.scores(attacked.only(parts.test))
+    clean, caught = (
+        detector.scores(pairs.clean.only(parts.test)),
+        detector.scores(pairs.attacked(protocol).only(parts.test)),
+    )
     keys, groups = [pairs.keys[i] for i in parts.test], [pairs.groups[i] for i in parts.test]
     taught = {pairs.groups[i] for i in parts.train}
     figures = {

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dicomguard.lab.benchmark.kinds.joel import HARMLESS
 from dicomguard.lab.report import papers
 from dicomguard.lab.report.curves import Curve, shares
 from dicomguard.lab.report.words import EPS, area, both_rates, counted, of_data_sets, percent, rate, table
 
 Result = Mapping[str, Any]
 _SHOWN = ("0.004", "0.008")
-_HARMLESS = ("random noise", "JPEG")
 _PROTOCOLS = {"paper": "as published", "floats": "floats alone", "change": "change alone", "closed": "closed"}
 _HIGHER = "CW-L2"
 
@@ -83,7 +83,7 @@ def taught_as_published(found: Result, one: Result) -> bool:
 
 def is_in_table_1(name: str) -> bool:
     """Whether a test is one of the paper's: its attacks, at its two budgets."""
-    return name.endswith(_SHOWN) and not name.startswith(_HARMLESS)
+    return name.endswith(_SHOWN) and not name.startswith(HARMLESS)
 
 
 def called(row: Result) -> str:
@@ -205,7 +205,7 @@ def _leaks(grid: Sequence[Result]) -> Iterator[str]:
 
 def _control(grid: Sequence[Result]) -> str:
     tested = dict.fromkeys(name for one in grid for row in one["rows"] for name in row["tests"])
-    harmless = [name for name in tested if name.startswith(_HARMLESS)]
+    harmless = [name for name in tested if name.startswith(HARMLESS)]
     attacks = [name for name in tested if name.startswith("BIM") and is_in_table_1(name)]
     rows = []
     for one in grid:
@@ -281,7 +281,7 @@ def _teachers(found: Result, grid: Sequence[Result]) -> Iterator[str]:
         names = list(members[0]["rows"][0]["tests"])
         tested = [name for name in names if name.startswith(_HIGHER) or name.endswith(f" {eps:g}")]
         yield f"### Taught on one attack, tested on another: {label}\n"
-        yield _matrix(members, [name for name in tested if not name.startswith(_HARMLESS)])
+        yield _matrix(members, [name for name in tested if not name.startswith(HARMLESS)])
 
 
 def _matrix(members: Sequence[Result], tested: Sequence[str]) -> str:

@@ -336,9 +336,10 @@ def _fixed(grid: Sequence[Result]) -> str:
 
 def _compared(one: Result) -> Iterator[tuple[str, Result]]:
     own = ours(one)
-    for name, row in (("paper", named(one, PAPER)), ("paper at 5 %", named(one, AT_RATE)), ("", own)):
+    called = "ours" if own is None else own["detector"]  # with the guard or without
+    for name, row in (("paper", named(one, PAPER)), ("paper at 5 %", named(one, AT_RATE)), (called, own)):
         if row is not None:
-            yield name or row["detector"], row
+            yield name, row
 
 
 def _undetected(grid: Sequence[Result]) -> str:

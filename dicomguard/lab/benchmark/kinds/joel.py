@@ -159,7 +159,7 @@ def _tested(
     `turned`: flagged pictures among those that the victim answers rightly clean and wrongly attacked. `more`: how much
     more often a picture is flagged attacked than clean, picture by picture.
     """
-    sight = (pairs_of.floats if protocol.floats else pairs_of.stored).only(found.test)
+    sight = pairs_of.attacked(protocol).only(found.test)
     attacked: Scores = detector.scores(sight)
     clean_flags, attacked_flags = flags(found.clean, 0), flags(attacked, 0)
     answers, groups = clean.truth[found.test], [clean.groups[i] for i in found.test]
