@@ -10,7 +10,7 @@ import typer
 from dicomguard.cli.compose import JsonOption
 from dicomguard.cli.output import Bars, console, print_json, print_table
 from dicomguard.cli.stages import stages
-from dicomguard.errors import DicomguardError
+from dicomguard.errors import ConfigError
 
 DataOption = Annotated[
     Path,
@@ -51,7 +51,9 @@ def _list(data: Path, *, as_json: bool) -> None:
     from dicomguard.lab.data import catalogue
 
     if not data.is_dir():
-        raise DicomguardError(f"{data} is no folder.", advice="Point --data at the folder that holds the data sets.")
+        raise ConfigError(
+            f"the data folder {data} is not there.", advice="Point --data at the folder that holds the data sets."
+        )
     rows = [
         {
             "name": one.name,

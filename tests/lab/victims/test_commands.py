@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dicomguard.cli.app import app
-from dicomguard.errors import DicomguardError
+from dicomguard.errors import ConfigError, DicomguardError
 from dicomguard.lab.victims import VICTIMS
 from tests.lab.data.toys import class_folders
 from tests.lab.victims.toys import victim
@@ -85,3 +85,10 @@ def test_datasets_lists_and_counts(tmp_path: Path) -> None:
     absent = RUN.invoke(app, ["lab", "datasets", "rfmid", "--data", str(tmp_path)])
     assert isinstance(absent.exception, DicomguardError)
     assert "https://" in absent.exception.advice
+
+
+@pytest.mark.parametrize("names", [[], ["chest_xray"]])
+def test_datasets_says_that_there_is_no_such_folder(tmp_path: Path, names: list[str]) -> None:
+    told = RUN.invoke(app, ["lab", "datasets", *names, "--data", str(tmp_path / "nowhere")])
+    assert isinstance(told.exception, ConfigError)
+    assert "nowhere is not there" in str(told.exception)
