@@ -37,6 +37,8 @@ _FAMILIES: Final[dict[str, codestream.Family]] = {
 _LOSSLESS: Final = frozenset(f"{_JPEG_ROOT}{n}" for n in (57, 70, 80, 90, 92, 201, 202))
 # Processes that libjpeg-turbo 3 decodes: baseline, extended, progressive and lossless, Huffman or arithmetic coded.
 _TURBO_PROCESSES: Final = frozenset((0, 1, 2, 3, 9, 10))
+# Of the range of Bits Stored.
+_OVERSHOOT: Final = 0.02
 _GPL_ADVICE: Final = "Only the GPL codec decodes it: pip install 'dicomguard[gpl-jpeg]'."
 
 
@@ -75,13 +77,12 @@ def decode(frame: bytes, described: Description, transfer_syntax_uid: str) -> tu
     if samples.dtype.kind not in "iu" or samples.size != np.prod(shape):
         raise undecodable("The decoder returned another picture than the codestream's header announced.")
     samples = samples.reshape(shape)
-    if not stream.is_signed:
-        depth = min(stream.precision, described.bits_stored)
-        is_lossless = transfer_syntax_uid in _LOSSLESS
-        if is_lossless:
-            _check_unused(samples, described, depth - 1, stream.precision)
-        samples = _sign(samples, described, depth, is_lossless=is_lossless)
-    return samples, colour
+    is_lossless = transfer_syntax_uid in _LOSSLESS
+    if stream.is_signed or not (is_lossless or described.is_signed):
+        return _within(samples, described, is_lossless=is_lossless), colour
+    depth = min(stream.precision, described.bits_stored)
+    _check_unused(samples, described, depth - 1, stream.precision)
+    return _sign(samples, described, depth), colour
 
 
 def _expect(stream: Codestream, described: Description, family: codestream.Family) -> None:
@@ -98,6 +99,8 @@ def _expect(stream: Codestream, described: Description, family: codestream.Famil
         raise undecodable(
             f"The codestream has {stream.precision} bits a sample, Bits Allocated is {described.bits_allocated}."
         )
+    if stream.is_signed and not described.is_signed:
+        raise undecodable("The samples of the codestream are signed; Pixel Representation says that they are not.")
 
 
 def _with(function: str, frame: bytes, **options: Any) -> Samples:
@@ -176,7 +179,7 @@ def _used(samples: Samples, described: Description) -> Samples:
     if described.bits_stored < described.bits_allocated:
         _check_unused(samples, described, described.high_bit, described.bits_allocated)
     shift = described.high_bit + 1 - described.bits_stored
-    return _sign(samples >> shift if shift else samples, described, described.bits_stored, is_lossless=True)
+    return _sign(samples >> shift if shift else samples, described, described.bits_stored)
 
 
 def _check_unused(samples: Samples, described: Description, high_bit: int, width: int) -> None:
@@ -200,16 +203,33 @@ def _check_unused(samples: Samples, described: Description, high_bit: int, width
         )
 
 
-def _sign(samples: Samples, described: Description, depth: int, *, is_lossless: bool) -> Samples:
+def _sign(samples: Samples, described: Description, depth: int) -> Samples:
     """Drop what is not Bits Stored and give the sign back where the codec knew none."""
-    top = (1 << described.bits_stored) - 1
     if described.is_signed:
         spare = 32 - depth
         return (samples.astype(np.int32) << spare) >> spare
     if samples.dtype.kind == "u" and samples.dtype.itemsize * 8 == described.bits_stored:
         return samples
-    # A lossy codec may overshoot the top by a little; its bits must not wrap around to black.
-    return samples & top if is_lossless else np.clip(samples, 0, top)
+    return samples & ((1 << described.bits_stored) - 1)
+
+
+def _within(samples: Samples, described: Description, *, is_lossless: bool) -> Samples:
+    """Samples of a codec that knows their sign, within the range of Bits Stored.
+
+    A lossy codec may overshoot the range by a little; its bits must not wrap around to black. By more, or without
+    loss: another reader does not cut the range off there, and sees what we would not.
+    """
+    lowest = -(1 << (described.bits_stored - 1)) if described.is_signed else 0
+    highest = lowest + (1 << described.bits_stored) - 1
+    slack = 0 if is_lossless else int(_OVERSHOOT * (highest - lowest))
+    least, most = int(samples.min()), int(samples.max())
+    if least < lowest - slack or most > highest + slack:
+        raise undecodable(
+            f"The codestream has samples from {least} to {most}, far outside of the {described.bits_stored} Bits "
+            "Stored; a reader that does not cut them off sees another picture."
+        )
+    # Only where need be: the bounds do not fit every type of samples.
+    return samples if lowest <= least and most <= highest else np.clip(samples, lowest, highest)
 
 
 def native(data: Any, start_bit: int, described: Description, *, little: bool) -> Samples:

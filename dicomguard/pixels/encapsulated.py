@@ -43,7 +43,10 @@ def frame_spans(source: Source, outline: Outline, frames: int) -> list[tuple[Spa
     if len(fragments) == frames and not offsets:
         return [(fragment,) for fragment in fragments]
     if offsets:
-        return _by_offsets(fragments, offsets, frames)
+        by_frame = _by_offsets(fragments, offsets, frames)
+        if any(_starts(source, fragment) for group in by_frame for fragment in group[1:]):
+            raise undecodable("A frame of Pixel Data begins where the offset table names none.")
+        return by_frame
     groups: list[list[Span]] = []
     for position, length in fragments:
         if _starts(source, (position, length)):

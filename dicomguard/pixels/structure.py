@@ -2,8 +2,8 @@
 
 The walk touches headers of elements only, keeps its own stack, counts what it sees and stops at the limits: two million
 empty items cost a general parser a minute and a gigabyte, here they cost a comparison. It is deliberately strict where
-parsers disagree with each other (an element twice, lengths that overrun), for there an attacker can show one picture
-to us and another to the model behind us.
+parsers disagree with each other (an element twice, lengths that overrun, a VR that is none, bytes that some take for
+another encoding), for there an attacker can show one picture to us and another to the model behind us.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from pydicom._dicom_dict import DicomDictionary
+from pydicom.datadict import dictionary_VR
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -37,8 +38,13 @@ _UNDEFINED: Final = 0xFFFFFFFF
 _LONG_VRS: Final = frozenset(
     (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 )
+_SHORT_VRS: Final = frozenset(
+    (b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS")
+) | frozenset((b"ST", b"TM", b"UI", b"UL", b"US"))
 _OPAQUE_VRS: Final = frozenset((b"OB", b"OW"))
 _SEQUENCE_TAGS: Final = frozenset(tag for tag, entry in DicomDictionary.items() if entry[0] == "SQ")
+_FIRST_GROUP: Final = 0x0004
+_PADDING_CHUNK: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +113,17 @@ def name(tag: int) -> str:
 
 @dataclass(slots=True)
 class _Level:
-    """One open sequence, open item, or the data set itself. `end` is None where a delimiter will close it."""
+    """One open sequence, open item, or the data set itself. `end` is None where a delimiter will close it.
+
+    `is_fresh`: no element of it was seen yet.
+    """
 
     is_sequence: bool
     end: int | None
     limit: int
     encoding: Encoding
     tag: int = 0
+    is_fresh: bool = True
 
 
 class _Walk:
@@ -153,17 +163,23 @@ class _Walk:
             elif group == 0xFFFE:
                 if tag != _ITEM_END or level.end is not None:
                     raise unparsable(f"A delimiter {name(tag)} stands where an element should.")
+                _expect_empty(self.data, tag, position, order)
                 self._close(position, position + 8)
                 position += 8
             elif tag == 0 and len(self.stack) == 1:
                 self._expect_padding(position)
                 return
+            elif group < _FIRST_GROUP and len(self.stack) == 1:
+                # Of commands and of a file's own head (PS3.5 section 7.1): readers of files take them for the head.
+                raise unparsable(f"Element {name(tag)} is of a group that no data set may have.")
             else:
                 position = self._element(level, tag, position, order)
+                level.is_fresh = False
 
     def _item(self, level: _Level, tag: int, position: int, order: str) -> int:
         (length,) = struct.unpack_from(order + "I", self.data, position + 4)
         if tag == _SEQUENCE_END and level.end is None:
+            _expect_empty(self.data, tag, position, order)
             self._close(position, position + 8)
             return position + 8
         if tag != _ITEM:
@@ -185,6 +201,8 @@ class _Walk:
         data = self.data
         vr = b""
         if level.encoding.implicit:
+            if level.is_fresh and looks_explicit(bytes(data[position + 4 : position + 6])):
+                raise unparsable(f"The length of {name(tag)} reads as a VR, by which some tell explicit encoding.")
             (length,) = struct.unpack_from(order + "I", data, position + 4)
             value = position + 8
         else:
@@ -194,14 +212,12 @@ class _Walk:
                     raise truncated("The data set ends inside the header of an element.")
                 (length,) = struct.unpack_from(order + "I", data, position + 8)
                 value = position + 12
-            elif vr.isalpha() and vr.isupper():
+            elif vr in _SHORT_VRS:
                 (length,) = struct.unpack_from(order + "H", data, position + 6)
                 value = position + 8
             else:
-                # Some writers fall back to implicit encoding inside private or UN sequences.
-                vr = b""
-                (length,) = struct.unpack_from(order + "I", data, position + 4)
-                value = position + 8
+                # Readers take 16 or 32 bits of length, or fall back to implicit encoding: three other data sets.
+                raise unparsable(f"Element {name(tag)} has no value representation of PS3.5 section 6.2.")
         if length != _UNDEFINED:
             end: int = value + length
             if end > level.limit:
@@ -210,13 +226,14 @@ class _Walk:
                 return self._open(level, Element(tag, vr.decode(), position, value, length, end), level.encoding)
             self._keep(Element(tag, vr.decode(), position, value, length, end))
             return end
-        if vr in _OPAQUE_VRS or tag == PIXEL_DATA:
+        if vr in _OPAQUE_VRS or (not vr and tag == PIXEL_DATA):
             fragments, end = _fragments(data, value, level, self.limits, tag)
             if len(self.stack) == 1 and tag == PIXEL_DATA:
                 self.fragments = fragments
             self._keep(Element(tag, vr.decode(), position, value, -1, end))
             return end
-        if vr not in {b"", b"SQ", b"UN"}:
+        is_value = tag == PIXEL_DATA or (not vr and _vr(tag) not in {"", "SQ", "UN"})
+        if vr not in {b"", b"SQ", b"UN"} or is_value:
             raise unparsable(f"Element {name(tag)} has an undefined length, which its VR does not allow.")
         # UN of undefined length holds a sequence in Implicit VR Little Endian (PS3.5 section 6.2.2, note 4).
         inner = Encoding(implicit=True, little=True) if vr == b"UN" else level.encoding
@@ -253,8 +270,29 @@ class _Walk:
         return unparsable(f"Element {name(tag)} is {end - level.limit} bytes longer than the item that it stands in.")
 
     def _expect_padding(self, position: int) -> None:
-        if any(bytes(self.data[position : min(self.stop, position + 65536)])):
-            raise truncated("The data set ends in the middle of an element, or with bytes that belong to none.")
+        """Zeros to the very end: what stood behind them would be elements to other readers."""
+        for start in range(position, self.stop, _PADDING_CHUNK):
+            if any(bytes(self.data[start : min(self.stop, start + _PADDING_CHUNK)])):
+                raise truncated("The data set ends in the middle of an element, or with bytes that belong to none.")
+
+
+def looks_explicit(raw: bytes) -> bool:
+    """Two capital letters where a VR would stand. Implicit encoding has the lower half of a length there."""
+    return raw.isalpha() and raw.isupper()
+
+
+def _vr(tag: int) -> str:
+    """As the dictionary has it (PS3.6), "" for what is not in there."""
+    try:
+        return dictionary_VR(tag)
+    except KeyError:
+        return ""
+
+
+def _expect_empty(data: Buffer, tag: int, position: int, order: str) -> None:
+    (length,) = struct.unpack_from(order + "I", data, position + 4)
+    if length:
+        raise unparsable(f"A delimiter {name(tag)} has a length; some skip so much, others do not.")
 
 
 def scan(data: Buffer, start: int, stop: int, encoding: Encoding, limits: Limits) -> Outline:
@@ -281,6 +319,8 @@ def _fragments(
         item = group << 16 | number
         position += 8
         if item == _SEQUENCE_END:
+            if length:
+                raise unparsable(f"The fragments of {name(tag)} end with a delimiter that has a length.")
             return tuple(found), position
         if item != _ITEM or length == _UNDEFINED:
             raise unparsable(f"The fragments of {name(tag)} are interrupted by {name(item)}.")

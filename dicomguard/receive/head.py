@@ -23,7 +23,7 @@ _MAX_READ_BYTES = 1 << 20
 _MAX_INFLATED_BYTES = 1 << 18
 _WINDOW_BYTES = 4096
 
-_LAST_GROUP = 0x0020
+_FIRST_GROUP, _LAST_GROUP = 0x0004, 0x0020
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
 _WANTED = {(0x0008, 0x0016): 0, (0x0008, 0x0018): 1, (0x0020, 0x000D): 2, (0x0020, 0x000E): 3}
@@ -127,10 +127,12 @@ class _Walker:
         position = 0
         missing = len(_WANTED)
         while missing:
-            element = self._header(position, explicit=self._explicit)
+            element = self._header(position, explicit=self._explicit, is_first=position == 0)
             if element is None:
                 return
             tag, position, length, nested_explicit = element
+            if tag[0] < _FIRST_GROUP:
+                raise _MalformedError("an element is of a group that no data set may have")
             if tag[0] > _LAST_GROUP:
                 if tag[0] == 0xFFFE:
                     raise _MalformedError("a delimiter stands outside any sequence")
@@ -152,15 +154,18 @@ class _Walker:
         """From the first byte after a header of undefined length to the first after its delimiter (PS3.5 7.5)."""
         # What is open, innermost last: True a sequence (items follow), False an item (elements follow).
         stack = [(True, explicit)]
+        is_first = False
         while stack:
             is_sequence, explicit = stack[-1]
-            element = self._header(position, explicit=explicit)
+            element = self._header(position, explicit=explicit, is_first=is_first)
             if element is None:
                 raise _MalformedError("the data set ends within a sequence")
             tag, position, length, nested_explicit = element
+            is_first = tag == _ITEM
             if tag == (_SEQUENCE_END if is_sequence else _ITEM_END):
+                if length:
+                    raise _MalformedError("a delimiter has a length")
                 stack.pop()
-                position += length
                 continue
             if is_sequence != (tag == _ITEM) or (tag[0] == 0xFFFE and tag != _ITEM):
                 raise _MalformedError("a sequence has something else than items")
@@ -172,8 +177,13 @@ class _Walker:
                 position += length
         return position
 
-    def _header(self, position: int, *, explicit: bool) -> tuple[tuple[int, int], int, int, bool] | None:
-        """Tag, position of the value, its length, and whether what is nested in it is explicit. None at the end."""
+    def _header(
+        self, position: int, *, explicit: bool, is_first: bool
+    ) -> tuple[tuple[int, int], int, int, bool] | None:
+        """Tag, position of the value, its length, and whether what is nested in it is explicit. None at the end.
+
+        `is_first`: of the data set or of an item.
+        """
         self._elements += 1
         if self._elements > _MAX_ELEMENTS:
             raise _MalformedError("the head has too many elements")
@@ -184,15 +194,17 @@ class _Walker:
             raise _MalformedError("the data set ends within an element")
         group, number = struct.unpack_from(self._order + "HH", raw)
         tag = (group, number)
+        vr = raw[4:6]
         if not explicit or group == 0xFFFE:
+            if is_first and group != 0xFFFE and vr.isalpha() and vr.isupper():
+                raise _MalformedError("a length reads as a VR, by which some readers tell explicit encoding")
             (length,) = struct.unpack_from(self._order + "I", raw, 4)
             return tag, position + 8, length, explicit
-        vr = raw[4:6]
         if vr in _SHORT_VRS:
             (length,) = struct.unpack_from(self._order + "H", raw, 6)
             return tag, position + 8, length, True
-        # VRs to come have 32-bit lengths (PS3.5 section 7.1.2), but they are two capital letters all the same.
-        if vr not in _LONG_VRS and not (vr.isalpha() and vr.isupper()):
+        # Those to come would have 32-bit lengths (PS3.5 section 7.1.2), but readers of today do not agree on that.
+        if vr not in _LONG_VRS:
             raise _MalformedError("an element has no value representation")
         if len(raw) < 12:
             raise _MalformedError("the data set ends within an element")

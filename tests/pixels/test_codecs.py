@@ -1,6 +1,7 @@
 """Every codec against pictures of our own, and every codestream that says something else than its header."""
 
 import io
+import struct
 from typing import Any
 
 import imagecodecs
@@ -111,12 +112,53 @@ def test_lossy_jpeg_is_close(build: Any, syntax: str, bits: int, progressive: bo
     np.testing.assert_allclose(image.pixels[0], stored / ((1 << bits) - 1), atol=0.02)
 
 
-def test_lossy_overshoot_does_not_wrap_to_black(build: Any) -> None:
+def squares(level: int) -> tuple[NDArray[Any], bytes]:
+    """Black and the white of 10 bits under 12-bit JPEG, with how much is over the white."""
     stored = np.where(np.indices((32, 32)).sum(axis=0) % 9 < 4, 0, 1023).astype(np.uint16)
-    frame = imagecodecs.jpeg8_encode(stored, level=60, bitspersample=12)
-    assert imagecodecs.jpeg8_decode(frame).max() > 1023
+    return stored, imagecodecs.jpeg8_encode(stored, level=level, bitspersample=12)
+
+
+def test_lossy_overshoot_does_not_wrap_to_black(build: Any) -> None:
+    stored, frame = squares(95)
+    assert 1023 < imagecodecs.jpeg8_decode(frame).max() < 1.02 * 1023
     (image,) = images(compressed(build, stored, frame, JPEG + "51", bits=10))
-    assert np.abs(image.pixels[0] - stored / 1023).max() < 0.5
+    assert np.abs(image.pixels[0] - stored / 1023).max() < 0.2
+
+
+def test_lossy_samples_far_outside_of_bits_stored_are_refused(build: Any) -> None:
+    stored, frame = squares(60)
+    assert imagecodecs.jpeg8_decode(frame).max() > 1.02 * 1023
+    assert "far outside of the 10 Bits Stored" in str(refused(compressed(build, stored, frame, JPEG + "51", bits=10)))
+
+
+def jpeg2000(stored: NDArray[Any], *, reversible: bool) -> bytes:
+    level = 0 if reversible else 80
+    return bytes(imagecodecs.jpeg2k_encode(stored, level=level, reversible=reversible, codecformat="j2k"))
+
+
+@pytest.mark.parametrize("syntax", ["90", "91"])
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+def test_a_picture_above_the_bits_stored_of_jpeg_2000_is_refused(build: Any, syntax: str, signed: bool) -> None:
+    stored = smooth(65535) if not signed else (smooth(65535).astype(np.int32) - 32768).astype(np.int16)
+    frame = jpeg2000(stored, reversible=True)
+    assert refused(compressed(build, stored, frame, JPEG + syntax, bits=10, signed=signed)).reason is Reason.UNDECODABLE
+
+
+def test_signed_jpeg_2000_keeps_its_sign_and_is_refused_where_the_header_knows_none(build: Any) -> None:
+    stored = (smooth(4095).astype(np.int32) - 2048).astype(np.int16)
+    frame = jpeg2000(stored, reversible=True)
+    plain = images(build(stored, bits=12, signed=True))
+    packed = images(compressed(build, stored, frame, JPEG + "90", bits=12, signed=True))
+    np.testing.assert_array_equal(packed[0].pixels, plain[0].pixels)
+    error = refused(compressed(build, stored, frame, JPEG + "90", bits=16))
+    assert "Pixel Representation" in str(error)
+
+
+def test_eight_bit_lossy_samples_of_a_deeper_description_are_read(build: Any) -> None:
+    stored = smooth(255)
+    frame = imagecodecs.jpeg8_encode(stored, level=95)
+    (image,) = images(compressed(build, stored, frame, JPEG + "50", bits=12))
+    np.testing.assert_allclose(image.pixels[0], stored / 4095, atol=0.002)
 
 
 @pytest.mark.parametrize("photometric", ["YBR_FULL_422", "YBR_FULL", "RGB"])
@@ -179,10 +221,16 @@ def test_fragments_that_do_not_fit_the_frames(build: Any) -> None:
 
 
 def test_a_second_picture_in_one_frame_is_refused(build: Any) -> None:
-    stored, coded = many(2)
+    stored, coded = many(3)
     dataset = compressed(build, stored[0], coded[0], JPEG + "70", bits=12)
-    dataset.PixelData = encapsulate(coded, has_bot=False)
+    dataset.PixelData = encapsulate(coded[:2], has_bot=False)
     assert "more than one frame" in str(refused(dataset))
+    # Two frames by the offset table, three by the codestreams: others count those.
+    dataset = compressed(build, stored[:2], coded[:2], JPEG + "70", bits=12)
+    third = 16 + len(coded[0]) + len(coded[0]) % 2 + len(coded[1]) + len(coded[1]) % 2
+    items = encapsulate(coded, has_bot=False)[8:]
+    dataset.PixelData = struct.pack("<HHIII", 0xFFFE, 0xE000, 8, 0, third) + items
+    assert "the offset table names none" in str(refused(dataset))
 
 
 @pytest.mark.parametrize(("syntax", "encode"), [case[:2] for case in LOSSLESS], ids=[case[2] for case in LOSSLESS])

@@ -1,5 +1,8 @@
+import io
+import random
 import struct
 import time
+import warnings
 import zlib
 from typing import Any
 
@@ -7,7 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom import dcmread, dcmwrite
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.filereader import read_dataset
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicomguard.decision import Reason
 from dicomguard.pixels import source
@@ -179,3 +186,123 @@ def test_a_deflated_transfer_syntax_is_hashed_as_it_lies_in_the_file() -> None:
     assert loaded.sha256 == hashlib.sha256(packed).hexdigest()
     assert loaded.size == len(packed)
     assert bytes(loaded.data[loaded.start : loaded.stop]) == NAME
+
+
+CT = element(0x0008, 0x0060, b"CS", b"CT")
+IMPLICIT = Encoding(implicit=True, little=True)
+
+
+def implicit(group: int, number: int, value: bytes, length: int | None = None) -> bytes:
+    return struct.pack("<HHI", group, number, len(value) if length is None else length) + value
+
+
+def unequal(
+    data: bytes, syntax: str = ExplicitVRLittleEndian, tag: int = 0x00080060, value: bytes | None = b"MR"
+) -> None:
+    """Refused by us, while pydicom reads this value of an element, or, where it is None, fails."""
+    assert reason_of(data, encoding=Encoding.of(syntax)) in {Reason.UNPARSABLE, Reason.TRUNCATED}
+    buffer = io.BytesIO()
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = UID(syntax)
+    dcmwrite(buffer, FileDataset(None, {}, file_meta=meta, preamble=bytes(128)), enforce_file_format=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read = dcmread(io.BytesIO(buffer.getvalue() + data), force=True)
+    assert bytes(read[tag].value, "ascii") == value
+
+
+HIDDEN = element(0x0008, 0x0060, b"CS", b"MR")
+
+
+def test_nothing_hides_behind_padding() -> None:
+    assert reason_of(CT + bytes(200_000)) is None
+    unequal(CT + bytes(200_000) + HIDDEN)
+
+
+def test_nothing_hides_in_groups_that_no_data_set_has() -> None:
+    # The head of a file, once more: pydicom reads on there, and takes the last transfer syntax.
+    big = element(0x0002, 0x0010, b"UI", b"1.2.840.10008.1.2.2\0")
+    hidden = struct.pack(">HH2sH", 0x0008, 0x0060, b"CS", 2) + b"MR"
+    unequal(big + hidden)
+    # A command set, which is implicit whatever the data set is.
+    assert reason_of(implicit(0x0000, 0x0100, HIDDEN) + CT) is Reason.UNPARSABLE
+
+
+@pytest.mark.parametrize("vr", [b"ZZ", b"??", b"\0\0", b"cs", b"A["])
+def test_a_vr_that_is_none_is_refused(vr: bytes) -> None:
+    data = struct.pack("<HH2sH", 0x0009, 0x1001, vr, 0) + CT
+    assert reason_of(data) is Reason.UNPARSABLE
+    inside = struct.pack("<HH2sH", 0x0009, 0x1001, vr, 0) + END_ITEM
+    assert reason_of(element(0x0008, 0x1140, b"SQ", item(inside, UNDEFINED) + END, UNDEFINED)) is Reason.UNPARSABLE
+
+
+def test_nothing_hides_in_an_encoding_that_others_guess() -> None:
+    # As implicit, one value of 0x4955 bytes; as explicit, a UI of no length, then what is hidden, then one long value.
+    length = struct.unpack("<H", b"UI")[0]
+    rest = length - len(HIDDEN) - 12
+    value = HIDDEN + struct.pack("<HH2sHI", 0x0009, 0x1001, b"OB", 0, rest + len(implicit(0x0008, 0x0060, b"CT")))
+    data = implicit(0x0008, 0x0001, value + bytes(rest)) + implicit(0x0008, 0x0060, b"CT")
+    assert len(value) + rest == length
+    unequal(data, ImplicitVRLittleEndian)
+    assert reason_of(implicit(0x0008, 0x0005, b"") + data, encoding=IMPLICIT) is None
+    # The same in an item of an unknown element, which is implicit (PS3.5 section 6.2.2, note 4).
+    inside = item(implicit(0x0009, 0x1001, bytes(length)) + END_ITEM, UNDEFINED) + END
+    assert reason_of(element(0x0009, 0x1002, b"UN", inside, UNDEFINED) + CT) is Reason.UNPARSABLE
+
+
+def test_nothing_hides_where_others_search_for_the_end_of_a_value() -> None:
+    # No sequence by the dictionary: pydicom steps over its items by their lengths, and searches where it cannot.
+    nested = implicit(0x0009, 0x1001, END + implicit(0x0008, 0x0060, b"MR"))
+    data = implicit(0x0008, 0x0050, item(nested + END_ITEM, UNDEFINED) + END, UNDEFINED)
+    assert reason_of(data, encoding=IMPLICIT) is Reason.UNPARSABLE
+    assert reason_of(implicit(0x0009, 0x1002, item(END_ITEM, UNDEFINED) + END, UNDEFINED), encoding=IMPLICIT) is None
+    pixels = element(0x7FE0, 0x0010, b"UN", item(b"") + item(bytes(8)) + END, UNDEFINED)
+    assert reason_of(pixels) is Reason.UNPARSABLE
+
+
+@pytest.mark.parametrize("which", ["item", "sequence", "fragments"])
+def test_a_delimiter_with_a_length_is_refused(which: str) -> None:
+    def end(number: int, kind: str) -> bytes:
+        return struct.pack("<HHI", 0xFFFE, number, 8 if which == kind else 0)
+
+    data = element(
+        0x0008, 0x1140, b"SQ", item(NAME + end(0xE00D, "item"), UNDEFINED) + end(0xE0DD, "sequence"), UNDEFINED
+    )
+    data += element(0x7FE0, 0x0010, b"OB", item(b"") + item(bytes(8)) + end(0xE0DD, "fragments"), UNDEFINED)
+    assert reason_of(data + element(0x7FE1, 0x0010, b"OB", b"")) is Reason.UNPARSABLE
+
+
+def test_whatever_is_walked_has_the_elements_that_pydicom_finds() -> None:
+    """Bytes turned at random in real structures: what we do not refuse, both read alike."""
+    inner = item(NAME + element(0x0009, 0x1001, b"OB", bytes(6)) + END_ITEM, UNDEFINED)
+    unknown = element(0x0009, 0x1003, b"UN", item(implicit(0x0010, 0x0010, b"A^B ")) + END, UNDEFINED)
+    seed = (
+        CT + element(0x0008, 0x1140, b"SQ", inner + END, UNDEFINED) + element(0x0008, 0x1115, b"SQ", item(CT)) + unknown
+    )
+    seed += element(0x0028, 0x0010, b"US", b"\2\0") + element(
+        0x7FE0, 0x0010, b"OB", item(b"") + item(bytes(8)) + END, UNDEFINED
+    )
+    words = [b"SQ", b"UN", b"OB", b"CS", END, END_ITEM, item(b""), b"\xff\xff\xff\xff", bytes(4), b"\x08\0\x60\0"]
+    randomness = random.Random(7)
+    walked = 0
+    for _ in range(6000):
+        data = bytearray(seed)
+        for _ in range(randomness.choice((1, 1, 2, 3))):
+            at = randomness.randrange(len(data))
+            word = randomness.choice([*words, bytes([randomness.randrange(256)])])
+            data[at : at + (len(word) if randomness.random() < 0.7 else 0)] = word
+        try:
+            outline = scan(bytes(data), 0, len(data), EXPLICIT, LIMITS)
+        except RefusalError:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs = read_dataset(io.BytesIO(bytes(data)), is_implicit_VR=False, is_little_endian=True)
+        assert list(theirs.keys()) == list(outline.elements)
+        for tag, found in outline.elements.items():
+            raw = theirs.get_item(tag)
+            if isinstance(raw, RawDataElement) and found.length >= 0:
+                assert raw.value_tell == found.value
+                assert raw.length == found.length
+        walked += 1
+    assert walked > 300

@@ -1,6 +1,7 @@
 """The look at the head of a data set, against pydicom's encoder and against anything at all."""
 
 import io
+import struct
 import time
 import zlib
 
@@ -161,3 +162,28 @@ def test_a_deflate_bomb_is_inflated_only_as_far_as_we_look():
 @given(st.text(max_size=80))
 def test_a_uid_is_digits_and_dots(text):
     assert head.is_uid(text) == (0 < len(text) <= 64 and set(text) <= set("0123456789."))
+
+
+UNLIKE = {
+    "unknown VR": (EXPLICIT, struct.pack("<HH2sH", 0x0008, 0x0009, b"ZZ", 0)),
+    "no VR": (EXPLICIT, struct.pack("<HH2sH", 0x0008, 0x0009, b"??", 0)),
+    "head of a file": (EXPLICIT, struct.pack("<HH2sH", 0x0002, 0x0010, b"UI", 0)),
+    "delimiter with a length": (
+        EXPLICIT,
+        struct.pack("<HH2sHI", 0x0008, 0x0009, b"SQ", 0, 0xFFFFFFFF)
+        + struct.pack("<HHI", 0xFFFE, 0xE0DD, 8)
+        + bytes(8),
+    ),
+    "length that reads as a VR": (
+        head.IMPLICIT_LITTLE,
+        struct.pack("<HH2sH", 0x0008, 0x0009, b"UI", 0) + bytes(0x4955),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+def test_what_readers_take_for_different_data_sets_is_a_problem(case):
+    syntax, before = UNLIKE[case]
+    data = before + encode(with_uids(), syntax)
+    assert head.look(reader(encode(with_uids(), syntax)), syntax).problem == ""
+    assert head.look(reader(data), syntax).problem
