@@ -31,13 +31,13 @@ def from_logits(logits: Logits, pixels: Tensor, *, chunk: int = CHUNK) -> Margin
     return lambda current, which: sign[which] * logits(current)
 
 
-def from_log_odds(log_odds: Logits, pixels: Tensor, *, chunk: int = CHUNK) -> Margins:
+def from_log_odds(log_odds: Logits, pixels: Tensor, *, answers: Tensor | None = None, chunk: int = CHUNK) -> Margins:
     """Log-odds (n, questions, classes) of any head, see `scoring.head`.
 
     Margin: the log-odds of the answer at `pixels` against the strongest other class, of the question where that is
-    least, because one changed finding is a flip.
+    least, because one changed finding is a flip. `answers` (N, questions): those to lose, if not its own.
     """
-    kept = head.answers(_answers(log_odds, pixels, chunk))
+    kept = head.answers(_answers(log_odds, pixels, chunk)) if answers is None else answers
     return lambda current, which: head.margins(log_odds(current), kept[which])
 
 

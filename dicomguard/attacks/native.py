@@ -5,14 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dicomguard.attacks.margins import Margins, from_log_odds
+from dicomguard.attacks.margins import Logits, Margins, from_log_odds
 from dicomguard.scoring.scorer import Scorer
 
 
-def native_margins(scorer: Scorer, pixels: Tensor) -> Margins:
-    """Margins of presentation pixels (N, C, H, W) towards the answers that the bundle gives to them now."""
+def native_log_odds(scorer: Scorer) -> Logits:
+    """Log-odds (n, questions, classes) as a function of presentation pixels (n, C, H, W)."""
+    return lambda current: scorer.device_log_odds(torch.stack([scorer.preprocess(one) for one in current]))
 
-    def log_odds(current: Tensor) -> Tensor:
-        return scorer.device_log_odds(torch.stack([scorer.preprocess(one) for one in current]))
 
-    return from_log_odds(log_odds, pixels)
+def native_margins(scorer: Scorer, pixels: Tensor, *, answers: Tensor | None = None) -> Margins:
+    """Margins of presentation pixels (N, C, H, W) towards the answers that the bundle gives to them now.
+
+    `answers` (N, questions): towards these, another bundle's.
+    """
+    return from_log_odds(native_log_odds(scorer), pixels, answers=answers)

@@ -1,4 +1,4 @@
-"""What is left of an adversarial picture once it has been stored: the image that the node will read."""
+"""An adversarial picture as the image that a node would read: before it is stored, and what is left of it then."""
 
 from __future__ import annotations
 
@@ -27,6 +27,14 @@ def rounded(image: Image, adversarial: NDArray[np.float32]) -> Image:
     before = _stored(image)
     after = stored_values(image, adversarial, before)
     return replace(image, pixels=presentation(image, after), miniature=_moved(image, after - before))
+
+
+def unrounded(image: Image, adversarial: NDArray[np.float32]) -> Image:
+    """`adversarial` (C, H, W) in presentation values as an image with its miniature, as if files held floats."""
+    change = adversarial.astype(np.float64) - image.pixels
+    planes = change[0] if len(change) == 1 else np.moveaxis(change, 0, -1)
+    scale = 1.0 if image.mapping is None else image.mapping.scale
+    return replace(image, pixels=adversarial, miniature=_moved(image, planes / scale))
 
 
 def _stored(image: Image) -> NDArray[np.int64]:

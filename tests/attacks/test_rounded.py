@@ -13,7 +13,7 @@ from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from dicomguard import phantom
 from dicomguard.attacks.forge import forge
-from dicomguard.attacks.rounded import rounded
+from dicomguard.attacks.rounded import rounded, unrounded
 from dicomguard.errors import DicomguardError
 from dicomguard.pixels.image import Image
 from dicomguard.pixels.reader import images
@@ -43,6 +43,19 @@ def read(dataset: Dataset) -> Image:
 def moved(image: Image, by: float, seed: int = 0) -> np.ndarray:
     change = np.random.default_rng(seed).uniform(-by, by, image.pixels.shape)
     return np.clip(image.pixels + change, 0, 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_before_rounding_it_is_the_same_but_for_the_rounding(name: str) -> None:
+    image = read(source(**SOURCES[name]))
+    after = rounded(image, moved(image, 0.02))
+    found = unrounded(image, after.pixels)
+    assert np.array_equal(found.pixels, after.pixels)
+    assert found.miniature is not None
+    assert after.miniature is not None
+    assert image.miniature is not None
+    change = np.abs(after.miniature.values - image.miniature.values).max()
+    assert np.abs(found.miniature.values - after.miniature.values).max() < 1e-3 * change + 1e-6
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -24,9 +24,6 @@ from dicomguard.lab.attacks.noise_check import NoiseCheck, Prepare, pairwise
 from dicomguard.scoring import head
 from dicomguard.scoring.consistency import NoiseSettings, Observation
 
-DRAWS = (1, 8, 32)
-"""Noise draws for each step; an evaluation reports all three."""
-
 _FEWEST = 3  # clean images of a class that make a typical one
 
 
@@ -109,11 +106,16 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class NoiseEOT:
-    """`draws`: of noise for each step, K. `stay`: weight of what noise does, against 1 for the log-odds themselves."""
+    """`draws`: of noise for each step, K. `stay`: weight of what noise does, against 1 for the log-odds themselves.
+
+    `one_sided`: log-odds, with and without noise, need not be typical of the wrong answer, but at least as large. An
+    attack that is drawn back to what is typical may stay on the near side of a boundary that is steep under noise.
+    """
 
     descent: Descent = field(default_factory=Descent)
     draws: int = 8
     stay: float = 1.0
+    one_sided: bool = False
 
 
 def others(log_odds: Tensor) -> Tensor:
@@ -162,10 +164,14 @@ def noise_eot(
         seen = check.look(current, which, check.ladder(settings.draws, step), step)
         targets = wanted.targets[which]
         odds = pairwise(seen.clean, targets)
-        value = _squares((odds - wanted.clean[which]) / wanted.spread[which])
-        if seen.draws:
+        off = (odds - wanted.clean[which]) / wanted.spread[which]
+        value = _short(off) if settings.one_sided else _squares(off)
+        shaken = pairwise(seen.noisy, targets.unsqueeze(1).expand(seen.noisy.shape[:3])) if seen.draws else None
+        if shaken is not None and settings.one_sided:
+            scaled = (shaken - wanted.clean[which].unsqueeze(1)) / wanted.spread[which].unsqueeze(1)
+            value = value + settings.stay * _short(scaled)
+        elif shaken is not None:
             levels = [level for level, _ in seen.draws]
-            shaken = pairwise(seen.noisy, targets.unsqueeze(1).expand(seen.noisy.shape[:3]))
             falls = odds.unsqueeze(1) - shaken  # image, draw, question, class
             usual, spread = (part[which][:, :, levels].transpose(1, 2) for part in (wanted.drops, wanted.drop_spread))
             value = value + settings.stay * _squares((falls - usual) / spread)
@@ -176,6 +182,11 @@ def noise_eot(
     # Of one image and its noisy copies together as many go through at once as otherwise of images.
     together = max(chunk // (settings.draws + 1), 1)
     return descend(loss, pixels, seeds, settings.descent, exact=not settings.draws, chunk=together)
+
+
+def _short(scaled: Tensor) -> Tensor:
+    """How far below zero, where `_squares` counts both sides."""
+    return (-scaled).clamp(min=0).sum(-1).flatten(1).mean(1)
 
 
 def _squares(scaled: Tensor) -> Tensor:

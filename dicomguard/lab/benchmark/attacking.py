@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dicomguard.attacks.forge import forge
 from dicomguard.attacks.native import native_margins
+from dicomguard.attacks.rounded import unrounded
 from dicomguard.attacks.suite import Attack
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.files import Files, Opened, load_files, looked, opened, seed_of
@@ -125,6 +127,12 @@ def attack_files(
     return together(parts)
 
 
+def forged(source: Opened, pixels: NDArray[np.float32], name: str, fingerprint: str) -> Opened:
+    """The file that an attack called `name` leaves of presentation pixels (C, H, W); the same bytes each time."""
+    words = f"{name}, adversarial test object"
+    return opened(source.case, forge(source.dataset, source.image, pixels, description=words), fingerprint)
+
+
 def together(parts: Sequence[Attacked]) -> Attacked:
     """All parts as one."""
     return Attacked(
@@ -154,12 +162,8 @@ def _attack(
     seconds = (time.perf_counter() - started) / len(targets)
     moved = found.pixels.detach().cpu().numpy().astype(np.float32)
     # A detector that sees floats draws its noise as for the clean file: there are no other bytes.
-    floats = [replace(one, image=replace(one.image, pixels=new)) for one, new in zip(targets, moved, strict=True)]
-    words = f"{name}, adversarial test object"
-    stored = [
-        opened(one.case, forge(one.dataset, one.image, new, description=words), scorer.fingerprint)
-        for one, new in zip(targets, moved, strict=True)
-    ]
+    floats = [replace(one, image=unrounded(one.image, new)) for one, new in zip(targets, moved, strict=True)]
+    stored = [forged(one, new, name, scorer.fingerprint) for one, new in zip(targets, moved, strict=True)]
     flipped = [now != was for now, was in zip(_answers(scorer, floats), before, strict=True)]
     succeeded = [now != was for now, was in zip(_answers(scorer, stored), before, strict=True)]
     attempts = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -166,14 +167,15 @@ def judge_all(
 
 
 def _levels(detector: NoiseCheck, material: Material) -> list[dict[str, Any]]:
-    """What the paper's check makes of files at each noise level: TPR by attack, and FPR on right answers."""
+    """What the paper's check makes of attacks at each noise level: TPR by attack, and FPR on right answers."""
     found = []
     for level, theta in enumerate(detector.thetas):
         alone = NoiseCheck(level=level)
         alone.thetas = detector.thetas
-        at = _Scored(alone, replace(material, shifts={})).at(float(theta))
-        rates = {name: each["detected"] for name, each in at["attacks"].items()}
-        found.append({"files": rates, "correct": at["strata"]["correct"]})
+        scored = _Scored(alone, replace(material, shifts={}))
+        at = {kind: scored.at(float(theta), kind) for kind in material.kinds}
+        rates = {kind: {name: each["detected"] for name, each in one["attacks"].items()} for kind, one in at.items()}
+        found.append({**rates, "correct": at["files"]["strata"]["correct"]})
     return found
 
 
@@ -214,9 +216,9 @@ class _Scored:
             for kind in material.kinds
         }
 
-    def at(self, theta: float) -> dict[str, Any]:
-        """What a given threshold makes of files."""
-        return judge.at_theta(theta, self._clean, self._attacked["files"])
+    def at(self, theta: float, kind: str) -> dict[str, Any]:
+        """What a given threshold makes of attacks as `files`, or as `floats`."""
+        return judge.at_theta(theta, self._clean, self._attacked[kind])
 
     def row(self, name: str, alphas: Sequence[float], theta: float | None) -> dict[str, Any]:
         found: dict[str, Any] = {"detector": name}
@@ -235,6 +237,8 @@ class _Scored:
         """Alarms on changed files; of those that are clean test files too, on the same as they are, and on one only."""
         flagged = judge.flags(scores, bar)
         found = clustered(flagged, files.groups)
+        # Without a vote of the guard, for files that it does not know; held whatever they show.
+        found["without_vote"] = sum(math.isnan(one.guard_share or 0.0) for one in files.sight.evidence)
         where = {key: row for row, key in enumerate(self._clean.keys)}
         pairs = [(where[key], row) for row, key in enumerate(files.keys) if key in where]
         before = judge.flags(self._clean.scores[[row for row, _ in pairs]], bar)

@@ -12,7 +12,7 @@ from dicomguard.attacks.pgd import FixedEps, fixed_eps_pgd
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.attacks.descend import Descent, descend
 from dicomguard.lab.attacks.noise_check import Curves, NoiseCheck, curves
-from dicomguard.lab.attacks.noise_eot import DRAWS, NoiseEOT, Typical, noise_eot, others
+from dicomguard.lab.attacks.noise_eot import NoiseEOT, Typical, noise_eot, others
 from dicomguard.scoring.consistency import NoiseSettings, Observation
 from tests.attacks.toys import noise_pictures
 from tests.lab.attacks.toys import blobs, classes, findings, two
@@ -70,7 +70,7 @@ def test_attacks_are_towards_the_runner_up_of_the_least_certain_question() -> No
     assert others(two_questions).tolist() == [[1, 1], [0, 1]]
 
 
-@pytest.mark.parametrize("draws", DRAWS)
+@pytest.mark.parametrize("draws", [1, 8, 32])
 def test_the_wrong_answer_looks_clean_where_pgd_does_not(draws: int) -> None:
     clean = blobs(16, 8)[0]
     calm = looked(two, blobs(200, 77)[0])
@@ -92,6 +92,20 @@ def test_the_wrong_answer_looks_clean_where_pgd_does_not(draws: int) -> None:
     usual = typical().wanted(targets).clean.gather(2, 1 - targets.unsqueeze(2))[:, 0, 0]
     assert ((mine.margin[:, 0] - usual).abs() / usual).median() < 0.3
     assert (loud.margin[:, 0] / usual).median() > 1.5, "what goes as far as it can does not look typical"
+
+
+def test_one_sided_it_is_at_least_as_sure_as_clean_pictures_are_and_flips_no_less() -> None:
+    clean = blobs(24, 8)[0]
+    targets = others(two(clean))
+    wanted = typical().wanted(targets)
+    for eps in (0.05, EPS):
+        both = noise_eot(two, wanted, NOISE, clean, range(24), NoiseEOT(Descent(eps, steps=40), 8))
+        one = noise_eot(two, wanted, NOISE, clean, range(24), NoiseEOT(Descent(eps, steps=40), 8, one_sided=True))
+        assert int(one.flipped.sum()) >= int(both.flipped.sum())
+        assert float(one.margin.median()) <= float(both.margin.median()) + 0.1
+    usual = wanted.clean.gather(2, 1 - targets.unsqueeze(2))[:, 0, 0].abs()
+    shaken = looked(two, one.pixels).noisy_margins.amin((1, 2))
+    assert float((shaken >= 0.8 * usual).float().mean()) > 0.8, "under noise, too"
 
 
 def test_ball_range_margin_and_strength() -> None:

@@ -135,7 +135,9 @@ def test_every_detector_is_judged_or_says_why_not(world: World) -> None:
     chosen = paper["levels"][paper["level"]]
     at = paper["files"]["theta"]
     assert chosen["correct"] == at["strata"]["correct"]
-    assert chosen["files"] == {name: one["detected"] for name, one in at["attacks"].items()}
+    for kind in ("files", "floats"):
+        of_kind = paper[kind]["theta"]["attacks"]
+        assert chosen[kind] == {name: one["detected"] for name, one in of_kind.items()}
     assert len(paper["levels"]) == len(paper["thetas"])
     assert any(one["files"] != chosen["files"] for one in paper["levels"])
     names = {row["detector"] for row in found["rows"]}
@@ -211,6 +213,25 @@ def test_an_attacker_who_knows_the_detector_keeps_the_budget(world: World, name:
     assert all(a.linf_stored <= 0.016 + 0.5 / 255 + 1e-6 for a in kept.attempts)
 
 
+def test_what_a_stranger_gets_through_is_let_through(world: World) -> None:
+    needs = {
+        "victim": world.victim,
+        "clean": world.clean,
+        "validation: PGD 0.016": world.attack("PGD 0.016", split="validation"),
+    }
+    name = "black-box, accept or reject"
+    cell = Cell.of("adaptive", "1", "stranger", needs, attack=name, eps=0.03, cases=6)
+    found = world.run(cell)
+    judged = world.run(Cell.of("judge", "1", "judge", {**needs, f"attack: {name}, eps 0.03": cell}, alphas=[0.2]))
+    kept = load_attacked(cell.folder(world.root))
+    (paper,) = [row for row in judged["rows"] if "levels" in row]
+    queried = paper["files"]["theta"]["attacks"][f"{name}, eps 0.03"]
+    assert found["tried"] == len(kept.attempts) > 0
+    # The search ends with the first file that is let through: whatever was found so is found again by the judge.
+    assert queried["undetected_success"]["hits"] <= found["succeeded"]
+    assert queried["undetected_success"]["hits"] > 0
+
+
 def test_a_victim_is_enrolled_as_a_site_would(world: World) -> None:
     settings = {"alpha": 0.2, "eps": 0.004, "pictures": 64, "epochs": 1, "least_steps": 40}
     needs = {"victim": world.victim}
@@ -243,6 +264,17 @@ def test_a_victim_is_enrolled_as_a_site_would(world: World) -> None:
         for one in evidence
     ]
     assert row["files"]["theta"]["clean"]["hits"] == sum(alarms)
+    timed = world.run(Cell.of("seconds", "1", "seconds with a guard", {"victim": cell}, cases=6))["ways"]
+    assert 1 < timed["ours, without the guard"]["times_alone"] < timed["ours"]["times_alone"]
+    # Floats are looked at with a miniature of their own: what is dark stays dark, and the guard sees what they show.
+    direct = Cell.of("attack", "1", "PGD", {"victim": cell}, attack="PGD 0.016", split="test", wanted=None, cases=8)
+    world.run(direct)
+    seen = load_attacked(direct.folder(world.root))
+    assert seen.floats is not None
+    assert seen.files is not None
+    ours = {kind: [one.guard_share for one in getattr(seen, kind).sight.evidence] for kind in ("floats", "files")}
+    assert not np.isnan(np.array(ours["floats"], float)).any()
+    assert np.isnan(np.array(ours["files"], float)).sum() == 0
 
 
 def test_the_papers_theta_is_the_spread_of_all_clean_files(world: World) -> None:

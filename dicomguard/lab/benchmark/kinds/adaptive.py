@@ -1,7 +1,8 @@
 """Cells of attacks that know the detector, at one budget each, judged on the files that they leave behind.
 
 The attacker has the victim, the clean files of the calibration, the detectors and their thresholds; not the site's key,
-so that the noise that it prepares for is never the noise that is drawn.
+so that the noise that it prepares for is never the noise that is drawn. Strangers at the door have none of that, and
+ask the node itself.
 """
 
 from __future__ import annotations
@@ -30,17 +31,19 @@ from dicomguard.lab.attacks.noise_eot import NoiseEOT, Typical, noise_eot, other
 from dicomguard.lab.attacks.orthogonal import DetectorScore, Orthogonal, orthogonal_pgd
 from dicomguard.lab.attacks.square import Square
 from dicomguard.lab.attacks.suite import pgd_at
-from dicomguard.lab.benchmark.attacking import attack_files, described, load_left
+from dicomguard.lab.benchmark.attacking import attack_files, described, forged, load_left
 from dicomguard.lab.benchmark.cell import Result
-from dicomguard.lab.benchmark.files import Files, load_files
+from dicomguard.lab.benchmark.files import Files, Opened, load_files, looked, opened, seed_of
 from dicomguard.lab.benchmark.judging import divided, published
 from dicomguard.lab.benchmark.kinds.opening import BUNDLE, collection_of, scorer_of
 from dicomguard.lab.benchmark.progress import added
 from dicomguard.lab.benchmark.runner import Place
+from dicomguard.lab.cases import Case
 from dicomguard.lab.datasets import Split
 from dicomguard.lab.detectors import judge
 from dicomguard.lab.detectors.noise_check import NoiseCheck as PaperCheck
 from dicomguard.lab.detectors.ours import Ours
+from dicomguard.lab.detectors.sight import Detector, Sight
 from dicomguard.scoring import features, head
 from dicomguard.scoring.bundle import Bundle
 from dicomguard.scoring.scorer import Scorer
@@ -62,13 +65,25 @@ _TACTICS = (Tactic(0.5, 0.5), Tactic(0.5, 1.0, 0.03), Tactic(0.8, 0.5), Tactic(0
 
 
 class Attacker:
-    """What an attacker knows of one victim: the network, the clean files, the detectors and their thresholds."""
+    """What an attacker knows of one victim: the network, the clean files, the detectors and their thresholds.
+
+    `cases`: what is attacked, by the attack called `name`, as files of `bits`.
+    """
 
     def __init__(
-        self, scorer: Scorer, deep: DeepNetwork, calibration: Files, validation: Files | None, bits: int
+        self,
+        scorer: Scorer,
+        deep: DeepNetwork,
+        calibration: Files,
+        validation: Files | None,
+        cases: Sequence[Case],
+        name: str,
+        bits: int,
     ) -> None:
         self.scorer = scorer
         self.levels = (1 << bits) - 1
+        self._bits, self._name = bits, name
+        self._cases = {seed_of(case.key, name): case for case in cases}
         self.deep = deep
         self.clean = calibration
         self.typical = Typical.of([one.seen for one in calibration.sight.evidence], len(scorer.noise.levels))
@@ -79,12 +94,24 @@ class Attacker:
         """The paper's check as the defender has it: its level and theta."""
         return published(self.clean, self._validation)
 
-    def ours(self) -> tuple[Ours, float]:
-        """Our fused score as the defender has it, without the guard, and its threshold."""
-        found = Ours(self.scorer.noise, with_guard=False, alpha=_ALPHA)
+    def ours(self, *, with_guard: bool) -> tuple[Ours, float]:
+        """Our fused score as the defender has it, and its threshold."""
+        found = Ours(self.scorer.noise, with_guard=with_guard, alpha=_ALPHA)
         reference, held_back = divided(self.clean)
         found.fit(reference.sight)
         return found, judge.threshold(found.scores(held_back.sight), _ALPHA)
+
+    def sources(self, seeds: Sequence[int]) -> list[Opened]:
+        """The clean files of the cases that have these seeds."""
+        cases = [self._cases[seed] for seed in seeds]
+        return [opened(case, case.make(self._bits), self.scorer.fingerprint) for case in cases]
+
+    def sent(self, sources: Sequence[Opened], pixels: Tensor) -> Sight:
+        """What the node sees of presentation pixels (n, C, H, W), each as a file, under noise of its own."""
+        planes = pixels.detach().cpu().numpy().astype(np.float32)
+        name, fingerprint = self._name, self.scorer.fingerprint
+        pairs = zip(sources, planes, strict=True)
+        return looked(self.scorer, [forged(one, new, name, fingerprint) for one, new in pairs]).sight
 
     def pair(self) -> Pair:
         """Victim and guard as functions of presentation values, which are stored values over `levels`.
@@ -180,10 +207,11 @@ def _eot(
     hides: bool = False,
     persuades: bool = False,
     random_start: bool = False,
+    one_sided: bool = True,
 ) -> Attack:
     """`hides`: its feature distance, too. `persuades`: the guard, too."""
     distance = attacker.distance() if hides else None
-    settings = NoiseEOT(Descent(eps=eps, random_start=random_start), draws=draws)
+    settings = NoiseEOT(Descent(eps=eps, random_start=random_start), draws=draws, one_sided=one_sided)
 
     def run(pixels: Tensor, seeds: Sequence[int], chunk: int) -> Attacked:
         odds, own, prepare = attacker.scorer.device_log_odds, attacker.scorer.noise, attacker.prepare
@@ -232,7 +260,7 @@ def _orthogonal_to_paper(attacker: Attacker, eps: float) -> Attack:
 
 def _ours(attacker: Attacker) -> tuple[Callable[[Sequence[int]], DetectorScore], float, float]:
     """Ours without the guard: its score under noise of the attacker's own, its threshold, and its least margin."""
-    ours, bar = attacker.ours()
+    ours, bar = attacker.ours(with_guard=False)
     assert ours.calibration is not None
     fitted = ours.calibration
     model = ours.feature_model or attacker.scorer.feature_model
@@ -272,26 +300,25 @@ def _best(attacker: Attacker, eps: float) -> Attack:
 
 def _stranger(attacker: Attacker, eps: float) -> Attack:
     paper = attacker.paper()
-    return _asking(lambda seeds: paper_score(attacker.check(seeds), paper.level), paper.theta, eps)
+    return _asking(attacker, paper, paper.theta, eps)
 
 
 def _stranger_to_ours(attacker: Attacker, eps: float) -> Attack:
-    score_of, bar, floor = _ours(attacker)
-    return _asking(score_of, bar, eps, floor)
+    return _asking(attacker, *attacker.ours(with_guard=attacker.scorer.guard is not None), eps)
 
 
-def _asking(score_of: Callable[[Sequence[int]], DetectorScore], bar: float, eps: float, floor: float = 0.0) -> Attack:
+def _asking(attacker: Attacker, detector: Detector, bar: float, eps: float) -> Attack:
     """Somebody who knows nothing but how sure the victim is, and whether a file was let through.
 
-    `floor`: the margin below which files are held, too.
+    Every query is a file, and the noise is the node's: what was let through once is let through.
     """
 
     def attack(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
-        score = score_of(seeds)
+        sources = attacker.sources(seeds)
 
         def accepts(current: Tensor, which: Tensor) -> Tensor:
-            is_sure = margins(current, which).abs() >= floor
-            return is_sure & (score(current, which, 0) <= bar)
+            seen = attacker.sent([sources[place] for place in which.tolist()], current)
+            return torch.from_numpy(~judge.flags(detector.scores(seen), bar)).to(current.device)
 
         return blackbox(margins, accepts, pixels, seeds, Square(eps=eps, queries=_QUERIES), chunk=chunk).attacked
 
@@ -327,6 +354,7 @@ KNOWING: Final[Mapping[str, Callable[[Attacker, float], Attack]]] = MappingProxy
         "EOT-PGD, 1 draw": lambda attacker, eps: _eot(attacker, eps, 1),
         "EOT-PGD, 8 draws": lambda attacker, eps: _eot(attacker, eps, 8),
         "EOT-PGD, 32 draws": lambda attacker, eps: _eot(attacker, eps, 32),
+        "EOT-PGD, 8 draws, to typical log-odds": lambda attacker, eps: _eot(attacker, eps, 8, one_sided=False),
         "EOT-PGD, 8 draws, and features": lambda attacker, eps: _eot(attacker, eps, 8, hides=True),
         "logit matching": lambda attacker, eps: _logits(attacker, eps, 0),
         "logit matching, 8 draws": lambda attacker, eps: _logits(attacker, eps, 8),
@@ -349,9 +377,9 @@ def adaptive(settings: dict[str, Any], place: Place) -> Result:
     clean = load_files(place.folders["clean"], "calibration")
     validation = load_left(place.of("validation: ").values())
     deep = DeepNetwork(Bundle(place.folders["victim"] / BUNDLE), device=place.device)
-    attacker = Attacker(scorer, deep, clean, validation, collection.bits)
     cases = collection.cases(Split.TEST)[: settings["cases"]]
     name = f"{settings['attack']} {settings['eps']:g}"
+    attacker = Attacker(scorer, deep, clean, validation, cases, name, collection.bits)
     found = attack_files(
         scorer,
         KNOWING[settings["attack"]](attacker, settings["eps"]),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dicomguard.attacks.attacked import Attacked
 from dicomguard.attacks.margins import CHUNK, Margins
-from dicomguard.attacks.native import native_margins
+from dicomguard.attacks.native import native_log_odds, native_margins
 from dicomguard.attacks.suite import Attack
 from dicomguard.lab.attacks.suite import SUITE
 from dicomguard.lab.attacks.transfer import transfer
@@ -19,6 +20,7 @@ from dicomguard.lab.benchmark.kinds.opening import collection_of, scorer_of
 from dicomguard.lab.benchmark.progress import added
 from dicomguard.lab.benchmark.runner import Place
 from dicomguard.lab.datasets import Split
+from dicomguard.scoring import head
 from dicomguard.scoring.scorer import Scorer
 
 
@@ -33,7 +35,7 @@ def attack(settings: dict[str, Any], place: Place) -> Result:
     known = SUITE[name]
     found = attack_files(
         scorer,
-        _on(scorer_of(place, "surrogate"), known) if "surrogate" in place.folders else known,
+        _on(scorer_of(place, "surrogate"), scorer, known) if "surrogate" in place.folders else known,
         cases,
         collection.bits,
         place.folder,
@@ -45,10 +47,16 @@ def attack(settings: dict[str, Any], place: Place) -> Result:
     return {"fingerprint": scorer.fingerprint, **described(found)}
 
 
-def _on(surrogate: Scorer, attack: Attack) -> Attack:
-    """The attack made on another victim, on the same presentation values."""
+def _on(surrogate: Scorer, victim: Scorer, attack: Attack) -> Attack:
+    """The attack made on another network, on the same presentation values, away from the victim's answers.
+
+    Those are right. Where the surrogate is wrong from the start, away from its own would be back to the truth.
+    """
 
     def transferred(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
-        return transfer(attack, native_margins(surrogate, pixels), margins, pixels, seeds, chunk=chunk)
+        with torch.no_grad():
+            odds = [native_log_odds(victim)(part) for part in torch.split(pixels, chunk)]
+        answers = head.answers(torch.cat(odds))
+        return transfer(attack, native_margins(surrogate, pixels, answers=answers), margins, pixels, seeds, chunk=chunk)
 
     return transferred
