@@ -148,7 +148,7 @@ CPU = Profile(
             ("joel2023",),
         ),
         Reduction(
-            "Chest radiographs alone, 20 files for each attack and budget: one file takes up to minutes of a core."
+            "Chest radiographs alone, the first 20 files, those that are answered rightly, for each attack and budget."
             " Four attacks were made at all seven budgets, EOT with 32 draws, orthogonal ones on ours, the best of ten"
             " and those who see the verdict at .016 alone, the others at .008 and .016; the best of ten knows the"
             " paper's check, not ours.",
@@ -189,7 +189,8 @@ FULL = Profile(
             ("noise-consistency",),
         ),
         Reduction(
-            "200 files for each attack and budget. Four attacks were made at all seven budgets, EOT with 32 draws,"
+            "The first 200 files, those that are answered rightly, for each attack and budget. Four attacks were made at"
+            " all seven budgets, EOT with 32 draws,"
             " orthogonal ones on ours, the best of ten and those who see the verdict at .016 alone, the others at .008"
             " and .016; the best of ten knows the paper's check, not ours.",
             ("adaptive",),

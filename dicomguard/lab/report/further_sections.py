@@ -122,17 +122,22 @@ def _costs(detectors: Mapping[str, Any]) -> str:
     return (
         "What being unseen costs: the median smallest budget at which the best single attack succeeds unseen, over that"
         " at which the best single attack succeeds at all; last, the same for the best of all files made. *At most*:"
-        " the attack was made at no smaller budget.\n\n" + table(columns, rows)
+        " the attack was made at no smaller budget. In brackets 95 % of what other such files would have given, as"
+        " coarse as the budgets are.\n\n" + table(columns, rows)
     )
 
 
 def factor(found: Mapping[str, Any]) -> str:
     """`at least` and `at most` at once say nothing but the number's neighbourhood."""
     if found["factor"] is None:
-        return "cannot be told" if found["success"] is None else f"at least {found['limit'] / found['success']:.1f}"
-    least, most = found["is_least"], found["is_most"]
-    words = "about " if least and most else "at least " if least else "at most " if most else ""
-    return f"{words}{found['factor']:.1f}"
+        words = "cannot be told" if found["success"] is None else f"at least {found['limit'] / found['success']:.1f}"
+    else:
+        least, most = found["is_least"], found["is_most"]
+        words = "about " if least and most else "at least " if least else "at most " if most else ""
+        words += f"{found['factor']:.1f}"
+    low, high = found.get("interval") or (None, None)
+    above = "any" if high is None else f"{high:.1f}"
+    return words if low is None else f"{words} ({low:.1f} to {above})"
 
 
 def soundness(found: Sequence[Result]) -> Iterator[str]:
@@ -173,7 +178,8 @@ def natural(found: Result, figures: Path) -> Iterator[str]:
     yield (
         "Clean files flagged, percent; in brackets how many were flagged only after the change and only before. Files"
         " that are stored again without a change have other bytes, and so other noise: as many must come as go. Files"
-        " of another set have no right answer. All but the paper's check promise 5 % on clean files as they are.\n"
+        " of another set have no right answer; *no vote*: of other bits than the guard knows, and held whatever they"
+        " show. All but the paper's check promise 5 % on clean files as they are.\n"
     )
     for one in found["grid"]:
         title = f"{who(one)} on {one['data_set']}"
@@ -202,9 +208,10 @@ def natural(found: Result, figures: Path) -> Iterator[str]:
 
 
 def _changed(found: Mapping[str, Any] | None) -> str:
-    if found is None or "gained" not in found:
+    if found is None:
         return counted(found)
-    return f"{counted(found)} (+{found['gained']} -{found['lost']})"
+    aside = f" (+{found['gained']} -{found['lost']})" if "gained" in found else ""
+    return f"{counted(found)}{aside}{' no vote' * (found['without_vote'] == found['count'] > 0)}"
 
 
 def certified(found: Result, figures: Path) -> Iterator[str]:

@@ -14,12 +14,13 @@ from typing import Any, Final
 import yaml
 
 from dicomguard.errors import DicomguardError
+from dicomguard.lab.benchmark.judging import AT_RATE
 from dicomguard.lab.benchmark.suites.adaptive import parted
 from dicomguard.lab.figures import beta_binomial_band
 from dicomguard.lab.report import papers
 from dicomguard.lab.report.further_sections import BROKEN, WITHIN, factor, strongest
 from dicomguard.lab.report.joel_section import called, is_in_table_1, taught_as_published
-from dicomguard.lab.report.noise_section import PAPER, fixed, means, ours, point
+from dicomguard.lab.report.noise_section import PAPER, fixed, means, means_at_best, ours, point
 from dicomguard.lab.report.words import difference, percent, rate, table, who
 
 Result = Mapping[str, Any]
@@ -80,8 +81,13 @@ def _noise_consistency(found: Result) -> Iterator[Claim]:
     least, most = papers.MEAN_TPR / 100 - _POINTS, papers.MEAN_FPR / 100 + _POINTS
     for family in dict.fromkeys(one["family"] for one in grid):
         members = [one for one in grid if one["family"] == family]
-        for kind, words in (("floats", "as the paper counts"), ("files", "once pictures are files")):
-            tpr, fpr, cells = means(members, kind)
+        ways = (
+            ("best", "on floats, at the noise level that is best for each attack on the test files (its own way)"),
+            ("floats", "on floats, at one level that validation files chose"),
+            ("files", "once pictures are files, at that level"),
+        )
+        for kind, words in ways:
+            tpr, fpr, cells = means_at_best(members) if kind == "best" else means(members, kind)
             yield Claim(
                 f"noise-consistency/{kind}-{family}",
                 f"the paper's check on {family}, {words}: mean TPR | FPR over its four attacks within 3 points of"
@@ -89,21 +95,31 @@ def _noise_consistency(found: Result) -> Iterator[Claim]:
                 f"{percent(tpr)} | {percent(fpr)} ({cells} cells)",
                 None if tpr is None or fpr is None else tpr >= least and fpr <= most,
             )
-    (theirs, alarms, _), (distance, false, _) = (means(grid, "floats", name) for name in (PAPER, "Mahalanobis"))
+    (theirs, alarms, _), (distance, false, _) = (means(grid, "floats", name) for name in (AT_RATE, "Mahalanobis"))
     yield Claim(
         "noise-consistency/mahalanobis",
-        f"the paper's check finds more of its four attacks than Mahalanobis ({papers.MAHALANOBIS[0]})",
+        f"the paper's score finds more of its four attacks than Mahalanobis ({papers.MAHALANOBIS[0]}), both at a"
+        " promised rate of 5 %",
         f"{percent(theirs)} | {percent(alarms)} against {percent(distance)} | {percent(false)}, floats",
         None if theirs is None or distance is None else theirs > distance,
     )
-    for attack, rates in fixed(grid).items():
+    for family in dict.fromkeys(one["family"] for one in grid):
+        yield from _ours([one for one in grid if one["family"] == family], family)
+
+
+def _ours(members: Sequence[Result], family: str) -> Iterator[Claim]:
+    """Against the paper's check on one family of victims; those that a node would not arm are named."""
+    refused = [one["data_set"] for one in members if one["victim"].get("armed", "enforce") != "enforce"]
+    aside = f"; a node would not arm it for {', '.join(refused)}" if refused else ""
+    for attack, rates in fixed(members).items():
         *others, own = rates.pooled
         yield Claim(
-            f"ours/{attack.replace(' ', '-')}",
-            f"ours finds more of {attack} than the paper's check at its theta, at our rate, and at the noise level that"
-            " is best for this attack; or all find all (told by 95 % intervals of differences, as if of other files)",
-            f"{_rates(rates.means[-1])} against {', '.join(map(_rates, rates.means[:-1]))}, mean over victims;"
-            f" {own[1]} files",
+            f"ours/{family}-{attack.replace(' ', '-')}",
+            f"ours finds more of {attack} on {family} than the paper's check at its theta, at our rate, and at the"
+            " noise level that is best for this attack; or all find all (told by 95 % intervals of differences, as if"
+            " of other files)",
+            f"{_rates(rates.means[-1])} against {', '.join(map(_rates, rates.means[:-1]))}, mean over data sets;"
+            f" {own[1]} files{aside}",
             _finds_more(own, others),
         )
 
@@ -276,7 +292,8 @@ def _adaptive(found: Result) -> Iterator[Claim]:
             f"adaptive/broken-{one['family']}-{one['data_set']}",
             f"whoever knows the paper's check on {who(one)}, {one['data_set']}, passes it unseen with {BROKEN:.0%} of"
             f" files at an eps of {WITHIN:g} or less, with one attack",
-            f"{rate(share)} ({attack}); {percent(changed)} can be changed at all",
+            f"{rate(share)} of {0 if share is None else share['count']} ({attack}); {percent(changed)} can be changed"
+            " at all",
             holds,
         )
         own = one["detectors"].get("ours") or one["detectors"].get("ours, without the guard")
@@ -291,12 +308,9 @@ def _adaptive(found: Result) -> Iterator[Claim]:
 
 
 def _costs_enough(cost: Mapping[str, Any]) -> bool | None:
-    """None where the factor is a bound on the wrong side, or nothing bounds it."""
-    if cost["factor"] is None:
-        is_beyond = cost["success"] is not None and cost["limit"] / cost["success"] >= _COST
-        return True if is_beyond else None
-    is_enough: bool = cost["factor"] >= _COST
-    return None if cost["is_most" if is_enough else "is_least"] else is_enough
+    """None where the interval has both."""
+    low, high = cost["interval"]
+    return True if low >= _COST else False if high is not None and high < _COST else None
 
 
 def _certified(found: Result) -> Iterator[Claim]:

@@ -198,6 +198,9 @@ def test_the_cost_of_being_unseen() -> None:
     assert found["success"] == 0.004  # PGD: of .001, .004, .004
     assert (found["undetected"], found["attack"]) == (0.016, "EOT")  # of none, .016, .016
     assert found["factor"] == 4
+    low, high = found["interval"]
+    assert low <= 2, "EOT was made at .002 and .016 only, and success needs between .001 and .004"
+    assert high is None or high >= 16
     assert found["pooled"]["undetected"] == 0.016  # of .004, .016, .016
     assert found["pooled"]["success"] == 0.002
     assert not found["pooled"]["is_least"]
@@ -220,6 +223,18 @@ def test_the_cost_of_being_unseen() -> None:
         assert (blind["factor"], blind["pooled"]["factor"]) == (1, 1), "what sees nothing costs nothing"
     assert adaptive.cost({"PGD, eps 0.001": ["a"]}, {"PGD, eps 0.004": ["a"]})["is_least"]
     assert math.isfinite(found["factor"])
+
+
+def test_few_files_and_coarse_budgets_leave_a_factor_open() -> None:
+    keys = [str(number) for number in range(18)]
+    eps = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
+    plain = {f"PGD, eps {at}": keys if at >= 0.004 else [] for at in eps}
+    for passed, bounds in ((0.008, (1.0, 4.0)), (0.032, (4.0, 16.0))):
+        unseen = {f"PGD, eps {at}": keys if at >= passed else [] for at in eps}
+        assert adaptive.cost(plain, unseen)["interval"] == pytest.approx(bounds)
+    nobody = adaptive.cost(plain, {f"PGD, eps {at}": [] for at in eps})
+    assert nobody["interval"] == [pytest.approx(8), None]
+    assert adaptive.cost({"PGD, eps 0.001": keys}, {"PGD, eps 0.001": keys})["interval"] == [0, None]
 
 
 def test_any_attack_of_a_budget_or_less_counts_a_file_once() -> None:

@@ -9,11 +9,12 @@ told which of dozens of files passed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomguard.lab.benchmark.cell import Cell, Result
 from dicomguard.lab.benchmark.kinds.adaptive import AGAINST_ALL, AGAINST_GUARD, KNOWING, NEED_GUARD
@@ -46,6 +47,7 @@ _FEWER: Final[Mapping[str, tuple[float, ...]]] = MappingProxyType(
 )
 """Of attacks that take longest."""
 _OTHERWISE: Final = (0.008, 0.016)
+_REDRAWN: Final = 1000
 _CHECKED: Final = ("PGD", "EOT-PGD, 8 draws")
 _CHECKED_AT: Final = (0.002, 0.016)
 
@@ -123,11 +125,12 @@ def cost(succeeded: Mapping[str, list[str]], unseen: Mapping[str, list[str]]) ->
     attack, the latter by `attack`; `pooled`: by all together. `is_least`: half of the files changed at the smallest
     budget already, so that success costs less than that and the factors are larger. `is_most`: an attack that was not
     made at the smallest budgets might have passed there, so that the factor is smaller. `limit`: the largest budget at
-    which every attack was made; beyond it nobody knows.
+    which every attack was made; beyond it nobody knows. `interval`: 95 % of the factors that other such files would
+    have given, each as wide as the steps between budgets; None above where nothing bounds them.
     """
     files = set(_smallest(succeeded))
     if not files:
-        return {"files": 0, "success": None, "undetected": None, "factor": None}
+        return {"files": 0, "success": None, "undetected": None, "factor": None, "interval": None}
     budgets: dict[str, list[float]] = {}
     for name, eps in map(parted, succeeded):
         budgets.setdefault(name, []).append(eps)
@@ -151,6 +154,7 @@ def cost(succeeded: Mapping[str, list[str]], unseen: Mapping[str, list[str]]) ->
         "is_least": success <= smallest,
         "is_most": math.isfinite(undetected) and min(_median(one, files) for one in hopeful.values()) < undetected,
         "limit": limit,
+        "interval": _interval(_singly(succeeded), singly, sorted(files), budgets, limit),
         "pooled": {
             **_ratio(*pooled),
             "is_least": pooled[0] <= smallest,
@@ -158,6 +162,42 @@ def cost(succeeded: Mapping[str, list[str]], unseen: Mapping[str, list[str]]) ->
             "limit": limit,
         },
     }
+
+
+def _interval(
+    succeeded: Mapping[str, Mapping[str, float]],
+    unseen: Mapping[str, Mapping[str, float]],
+    files: Sequence[str],
+    budgets: Mapping[str, Sequence[float]],
+    limit: float,
+) -> list[float | None]:
+    """See `cost`; of medians, over files drawn anew. The first two: smallest budgets of each file, by attack."""
+    rng = np.random.default_rng(0)
+    reached, passed = (
+        {attack: np.array([of.get(key, math.inf) for key in files]) for attack, of in found.items()}
+        for found in (succeeded, unseen)
+    )
+    lows, highs = [], []
+    for _ in range(_REDRAWN):
+        drawn = rng.integers(len(files), size=len(files))
+        too_small, success = _around_median(reached, drawn, budgets)
+        seen, undetected = _around_median(passed, drawn, budgets)
+        least = limit if math.isinf(undetected) else seen
+        lows.append(least / success if math.isfinite(success) else 0.0)
+        highs.append(undetected / too_small if too_small > 0 else math.inf)
+    low, high = float(np.quantile(lows, 0.025)), float(np.quantile(highs, 0.975, method="higher"))
+    return [low, high if math.isfinite(high) else None]
+
+
+def _around_median(
+    reached: Mapping[str, NDArray[np.float64]], drawn: NDArray[np.int64], budgets: Mapping[str, Sequence[float]]
+) -> tuple[float, float]:
+    """By the best attack the largest budget that is not enough for half of the files, and the smallest that is."""
+    medians = {attack: float(np.median(smallest[drawn])) for attack, smallest in reached.items()}
+    if not medians:
+        return 0.0, math.inf
+    best = min(medians, key=medians.__getitem__)
+    return max((eps for eps in budgets[best] if eps < medians[best]), default=0.0), medians[best]
 
 
 def _singly(names: Mapping[str, list[str]]) -> dict[str, dict[str, float]]:
