@@ -166,8 +166,8 @@ def load_models(config: Config) -> list[Protected]:
     return models
 
 
-def check_armed(scorer: Scorer, section: BundleSection, *, certificate: str) -> None:
-    """Raises BundleError where the configuration asks more of a bundle than its enrolment supports."""
+def check_pins(scorer: Scorer, section: BundleSection) -> None:
+    """Raises BundleError where a bundle or its enrolment is not the one that the configuration pins."""
     if section.fingerprint is not None and section.fingerprint != scorer.fingerprint:
         raise BundleError(
             f"Bundle {section.path} has the fingerprint {scorer.fingerprint}, the configuration pins"
@@ -180,6 +180,11 @@ def check_armed(scorer: Scorer, section: BundleSection, *, certificate: str) -> 
             f" {section.enrolment_sha256}.",
             advice="Find out who enrolled it anew or edited its thresholds; then pin the new one.",
         )
+
+
+def check_armed(scorer: Scorer, section: BundleSection, *, certificate: str) -> None:
+    """Raises BundleError where the configuration asks more of a bundle than its enrolment supports, or pins another."""
+    check_pins(scorer, section)
     if section.mode == "shadow":
         return
     if scorer.enrolment is None:

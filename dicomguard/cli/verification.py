@@ -141,10 +141,6 @@ def _bundles(config: Config) -> Iterator[Finding]:
 
     for section in config.bundles:
         try:
-            scorer = Scorer.load(section.path, section.enrolment, device=config.device)
+            compose.check_pins(Scorer.load(section.path, section.enrolment, device=config.device), section)
         except BundleError as error:
             yield {"what": "bundle", "path": str(section.path), "message": str(error)}
-            continue
-        if section.fingerprint is not None and section.fingerprint != scorer.fingerprint:
-            message = f"The fingerprint of {section.path} is {scorer.fingerprint}, not the one that is pinned."
-            yield {"what": "bundle", "path": str(section.path), "message": message}

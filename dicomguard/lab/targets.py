@@ -64,7 +64,7 @@ def table(targets: Iterator[Target], reasons: Mapping[str, str], absent: Mapping
 
 
 def of_bundle(name: str, results: Mapping[str, Result]) -> Iterator[Target]:
-    """Targets 1, 3, 4 and 5; `results` by kind, those that cannot be read left out."""
+    """Of rates, certificates and speed; `results` by kind, those that cannot be read left out."""
     yield from _files(name, results.get("score"))
     yield from _certificates(name, results.get("certificates"))
     yield from _speed(name, results)
@@ -270,7 +270,7 @@ def _on_card(result: Result | None) -> Found:
 
 
 def of_studies(results: Mapping[float, Result]) -> Iterator[Target]:
-    """Target 2; `results` by alpha."""
+    """Of false holds and power of studies; `results` by alpha."""
     for alpha in (0.1, 0.05):
         for size, aim in SIZES.items():
             yield Target(

@@ -36,7 +36,6 @@ class Codestream:
     colour: str = ""
     is_signed: bool = False
     has_transform: bool = False
-    is_ht: bool = False
 
 
 def read(frame: bytes) -> Codestream:
@@ -110,7 +109,7 @@ def _jpeg2000(frame: bytes, start: int) -> Codestream:
     samples = [frame[start + 42 + 3 * n : start + 45 + 3 * n] for n in range(min(components, 4))]
     if len({s[:1] for s in samples}) != 1 or any(s[1:] != b"\1\1" for s in samples):
         raise undecodable("The components of a JPEG 2000 codestream differ in depth or size.")
-    has_transform, is_ht = _coding_style(frame, start + 4 + size)
+    has_transform = _coding_style(frame, start + 4 + size)
     _expect_end(frame)
     depth = samples[0][0]
     return Codestream(
@@ -121,18 +120,15 @@ def _jpeg2000(frame: bytes, start: int) -> Codestream:
         (depth & 0x7F) + 1,
         is_signed=depth >= 0x80,
         has_transform=has_transform,
-        is_ht=is_ht,
     )
 
 
-def _coding_style(frame: bytes, position: int) -> tuple[bool, bool]:
-    """Whether the main header names a multiple component transform (COD) and high throughput blocks (CAP)."""
-    is_ht = False
+def _coding_style(frame: bytes, position: int) -> bool:
+    """Whether the main header names a multiple component transform (COD)."""
     for _ in range(_MAX_SEGMENTS):
         if position + 9 > len(frame) or frame[position] != 0xFF or frame[position + 1] in {0x90, 0x93}:
             break
-        is_ht = is_ht or frame[position + 1] == 0x50
         if frame[position + 1] == 0x52:
-            return frame[position + 8] == 1, is_ht
+            return frame[position + 8] == 1
         position += 2 + max(struct.unpack_from(">H", frame, position + 2)[0], 2)
     raise undecodable("A JPEG 2000 codestream does not say how it is coded.")

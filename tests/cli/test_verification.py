@@ -10,11 +10,14 @@ import traceback
 import pytest
 
 from dicomguard.cli.verification import problems
+from dicomguard.config.sections import BundleSection
 from dicomguard.deliver import Destination, Retention, Settings
 from dicomguard.deliver.courier import Courier
 from dicomguard.quarantine import Quarantine
+from dicomguard.scoring.scorer import Scorer
 from dicomguard.spool import envelope
 from dicomguard.study import AeTitle, Peer
+from tests.cli.enrolled import write_enrolled
 from tests.spool.conftest import everything
 
 WHO = {"actor": "dr", "reason": "known device"}
@@ -235,3 +238,18 @@ def test_a_node_at_work_raises_no_false_alarm(desk, tmp_path):
     for _, path in left:
         path.unlink()
     assert {problem["sop_instance_uid"] for problem in problems(desk.config)} >= uids
+
+
+@pytest.mark.parametrize(("pin", "said"), [("fingerprint", "the fingerprint"), ("enrolment_sha256", "has the SHA-256")])
+def test_a_bundle_or_an_enrolment_that_is_not_the_pinned_one_is_named(desk, tmp_path, pin, said):
+    desk.decide("1.1")
+    bundle = write_enrolled(tmp_path / "bundle", images=60, alpha=0.3)
+    scorer = Scorer.load(bundle)
+    pins = {"fingerprint": scorer.fingerprint, "enrolment_sha256": scorer.enrolment_sha256}
+    section = BundleSection(path=bundle, mode="enforce", **pins)
+    config = desk.config.model_copy(update={"bundles": (section,)})
+    assert list(problems(config)) == []
+    other = section.model_copy(update={pin: "f" * 64})
+    (problem,) = problems(config.model_copy(update={"bundles": (other,)}))
+    assert said in problem["message"]
+    assert problem["path"] == str(bundle)

@@ -62,6 +62,7 @@ def join(
     Exit 1 when a file is not accounted for.
     """
     from dicomguard.lab import whole
+    from dicomguard.lab.command import line
     from dicomguard.lab.live import manifest as manifests
     from dicomguard.lab.live.accounts import account
     from dicomguard.lab.live.page import page
@@ -79,7 +80,7 @@ def join(
             bars("look up", done, expected)
     found = summary(accounts)
     folder = out or manifest.parent / "joined"
-    command = " ".join(["dicomguard", *sys.argv[1:]])
+    command = line("dicomguard", sys.argv[1:])
     facts = {
         "command": command,
         "version": dicomguard.__version__,

@@ -53,6 +53,7 @@ def offline(
     Exit 1 when a decision comes out differently, or a file has none.
     """
     from dicomguard.lab import whole
+    from dicomguard.lab.command import line
     from dicomguard.lab.live import manifest as manifests
     from dicomguard.lab.live.accounts import account
     from dicomguard.screen.past import past_of
@@ -81,7 +82,7 @@ def offline(
     counts = Counter(result.outcome.value for _, result in made)
     undecided = [one for one in accounts if not one.is_decided]
     summary = {
-        "command": " ".join(["dicomguard", *sys.argv[1:]]),
+        "command": line("dicomguard", sys.argv[1:]),
         "files": len(accounts),
         "not_decided_by_the_node": len(undecided),
         "decisions": len(made),

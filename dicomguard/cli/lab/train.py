@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,6 +52,7 @@ def train(
     """
     import torch
 
+    from dicomguard.lab.command import line
     from dicomguard.lab.data import open_collection
     from dicomguard.lab.victims import Hardening, Options, check, victim
     from dicomguard.lab.victims import train as train_victim
@@ -83,7 +83,7 @@ def train(
             collection,
             out,
             options,
-            command=f"dicomguard {shlex.join(sys.argv[1:])}",
+            command=line("dicomguard", sys.argv[1:]),
             tick=tick,
         )
     if as_json:

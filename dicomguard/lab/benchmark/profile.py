@@ -189,10 +189,9 @@ FULL = Profile(
             ("noise-consistency",),
         ),
         Reduction(
-            "The first 200 files, those that are answered rightly, for each attack and budget. Four attacks were made at"
-            " all seven budgets, EOT with 32 draws,"
-            " orthogonal ones on ours, the best of ten and those who see the verdict at .016 alone, the others at .008"
-            " and .016; the best of ten knows the paper's check, not ours.",
+            "The first 200 files, those that are answered rightly, for each attack and budget. Four attacks were made"
+            " at all seven budgets, EOT with 32 draws, orthogonal ones on ours, the best of ten and those who see the"
+            " verdict at .016 alone, the others at .008 and .016; the best of ten knows the paper's check, not ours.",
             ("adaptive",),
         ),
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -182,20 +182,3 @@ def refuse_twice(table: Path, listed: Iterable[tuple[Hashable, str]]) -> None:
         if one in seen:
             raise DicomguardError(f"{table} lists {called} twice.", advice="Drop one of the lines.")
         seen.add(one)
-
-
-def relabelled(listed: Listing, names: Mapping[str, str], labels: tuple[str, ...]) -> list[Entry]:
-    """The entries whose label is among `names`, under the name there; which must be one of `labels`."""
-    assert set(names.values()) <= set(labels)
-    return [
-        Entry(
-            Example(one.example.path, names[one.example.label], one.example.group),
-            one.key,
-            one.read,
-            one.stamp,
-            one.pinned,
-            one.dataset,
-        )
-        for one in listed.entries
-        if one.example.label in names
-    ]

@@ -1,7 +1,7 @@
 """How near the answer is to being another one: the baseline that every paper on detection should print.
 
-Attacks that stop at the class border sit on it, and this sees them for no forward pass at all (SCIENCE of the project:
-AUROC .95 to 1.00); confident attacks it takes for the cleanest files of all.
+Attacks that stop at the class border sit on it, and this sees them for no forward pass at all; confident attacks it
+takes for the cleanest files of all.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """From scores to figures that can be defended: thresholds set on clean files alone, every share with its denominator.
 
-B.1 of the project's protocol: a threshold is fixed on clean calibration files that the detector was not fitted on, and
-never on what it is then tested with. False alarms are counted on clean test files, whole and by stratum; detection on
-attacked files whose answer really changed; and what a hospital cares about, attacks that succeed unseen, on all files
-that were attacked.
+A threshold is fixed on clean calibration files that the detector was not fitted on, and never on what it is then tested
+with. False alarms are counted on clean test files, whole and by stratum; detection on attacked files whose answer did
+change; and what a hospital cares about, attacks that succeed unseen, on all files that were attacked.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-NOISE_CONSISTENCY: Final = "Robust detection of directional adversarial attacks (the noise-consistency paper)"
 JOEL: Final = "Joel et al., Cancers 2023, 15, 1548"
 
 TABLE_1: Final = {"accuracy": (89, 99), "recall": (89, 99), "AUC": (95, 100)}

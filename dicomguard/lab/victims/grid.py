@@ -6,7 +6,7 @@ What is smaller than in the paper says so in `reduction`, which every table prin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
@@ -71,7 +71,6 @@ class Victim:
     planes: int | None = None
     stands_in_for: str = ""
     reduction: str = ""
-    grids: tuple[str, ...] = field(default=("paper",))
 
     def network_def(self, classes: int) -> dict[str, Any]:
         """What a bundle's configs/inference.json says of the network."""
@@ -151,7 +150,6 @@ _VICTIMS = (
         stands_in_for="InceptionV3 (the noise-consistency paper)",
         reduction="EfficientNet-Lite0 (3.4 M parameters, 224 px, ImageNet weights, last blocks fine-tuned) "
         "in place of InceptionV3 at 299 px.",
-        grids=("paper", "cpu"),
     ),
     Victim(
         name="resnet_small",
@@ -174,7 +172,6 @@ _VICTIMS = (
         stands_in_for="ResNet-50 V2 (the noise-consistency paper)",
         reduction="An 18-layer residual network of 24 to 192 planes at 128 px, trained from scratch, in place of an "
         "ImageNet-pretrained ResNet-50 V2 at 224 px.",
-        grids=("cpu",),
     ),
     Victim(
         name="vit_small",
@@ -197,7 +194,6 @@ _VICTIMS = (
         stands_in_for="ViT-B/16 (the noise-consistency paper)",
         reduction="A vision transformer of 6 layers and 128 dimensions at 128 px, trained from scratch, in place of an "
         "ImageNet-pretrained ViT-B/16 at 224 px.",
-        grids=("cpu",),
     ),
     Victim(
         name="vgg11_small",
@@ -210,7 +206,6 @@ _VICTIMS = (
         stands_in_for="VGG16 (Joel et al. 2023)",
         reduction="A VGG-11 of half the planes with global average pooling at 64 px, trained from scratch, in place of "
         "VGG16 at 224 px (116 px for lesions).",
-        grids=("cpu",),
     ),
 )
 VICTIMS: Mapping[str, Victim] = MappingProxyType({victim.name: victim for victim in _VICTIMS})
@@ -226,8 +221,3 @@ def victim(name: str) -> Victim:
     if name not in VICTIMS:
         raise ConfigError(f"there is no victim {name}.", advice=f"Known are {', '.join(VICTIMS)}.")
     return VICTIMS[name]
-
-
-def victims_of(grid: str) -> list[Victim]:
-    """The victims of the `paper` or the `cpu` grid."""
-    return [one for one in _VICTIMS if grid in one.grids]

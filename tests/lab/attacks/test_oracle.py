@@ -1,4 +1,4 @@
-"""The lab's attacks against the Adversarial Robustness Toolbox, which never sees one logit (SCIENCE A.3)."""
+"""The lab's attacks against the Adversarial Robustness Toolbox, which never sees one logit."""
 
 from __future__ import annotations
 

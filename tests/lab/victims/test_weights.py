@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torchvision import models
 
 from dicomguard.errors import DicomguardError
-from dicomguard.lab.victims import VICTIMS, victims_of
+from dicomguard.lab.benchmark import profile
+from dicomguard.lab.victims import VICTIMS
 from dicomguard.lab.victims import victim as named
 from dicomguard.lab.victims.grid import Origin, Victim
 from dicomguard.lab.victims.staged import unfreeze
@@ -157,9 +158,9 @@ def test_every_victim_is_a_network_with_a_head_of_its_own(name: str) -> None:
 
 
 def test_the_cpu_grid_names_every_reduction() -> None:
-    assert {one.name for one in victims_of("cpu")} == {"efficientnet_lite0", "resnet_small", "vit_small", "vgg11_small"}
-    assert all(one.reduction and one.stands_in_for for one in victims_of("cpu"))
-    papers = {one.name for one in victims_of("paper")}
-    assert {"resnet50v2", "inception_v3", "vit_b_16", "vgg16", "densenet121"} <= papers
+    small = [named(name) for name in (*profile.CPU.victims, profile.CPU.joel_victim)]
+    assert all(one.reduction and one.stands_in_for for one in small)
+    papers = [named(name) for name in (*profile.FULL.victims, profile.FULL.joel_victim)]
+    assert not any(one.reduction for one in papers)
     with pytest.raises(DicomguardError, match="no victim x"):
         named("x")
