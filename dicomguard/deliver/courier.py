@@ -42,6 +42,8 @@ _RESULTS_WITHIN_S: Final = 0.5
 # So many "out of resources" in a row concern the destination, not the instance.
 _BUSY_IN_A_ROW: Final = 3
 _READ_BYTES: Final = 1 << 20
+# A study that got no association so often goes one presentation context at a time: one of them may be at fault.
+_ONE_BY_ONE: Final = 3
 # Looking for files that cannot be sent reads the head of everything that waits: now and then is enough.
 _LOOK_FOR_DAMAGE_S: Final = 300.0
 
@@ -56,6 +58,14 @@ class _Progress:
     strikes: int = 0
     due_s: float = 0.0
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Misses:
+    """How often in a row a study got no association, or broke one; `due_s`: monotonic, where it alone has to wait."""
+
+    count: int = 0
+    due_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +101,7 @@ class Courier:
         self._jitter = jitter
         self._stop = stop or threading.Event()
         self._progress: dict[_Key, _Progress] = {}
+        self._misses: dict[str, _Misses] = {}
         self._failures = 0
         self._failing_since_s: float | None = None
         self._is_overdue = False
@@ -117,20 +128,25 @@ class Courier:
         studies: dict[str, list[Outgoing]] = {}
         for item in self._waiting():
             progress = self._progress[_key(item)]
-            if progress.due_s > now_s:
-                continue
             study = item.instance.study_instance_uid
-            if study not in studies and any(self._attempts(group) == 0 for group in studies.values()):
+            if max(progress.due_s, self._missed(study).due_s) > now_s:
+                continue
+            if study not in studies and any(self._failures_of(group) == 0 for group in studies.values()):
                 break  # a fresh study is complete; older ones that failed come after it
             studies.setdefault(study, []).append(item)
         if not studies:
             return []
-        group = min(studies.values(), key=self._attempts)
+        group = min(studies.values(), key=self._failures_of)
         group.sort(key=lambda item: self._progress[_key(item)].attempt)
-        return _within_contexts(group)[: self._settings.batch]
+        return _within_contexts(group, self._missed(_study(group)).count)[: self._settings.batch]
 
-    def _attempts(self, group: Sequence[Outgoing]) -> int:
-        return min(self._progress[_key(item)].attempt for item in group)
+    def _failures_of(self, group: Sequence[Outgoing]) -> int:
+        """How often the study has failed: all of its instances that are due, or its associations."""
+        attempts = min(self._progress[_key(item)].attempt for item in group)
+        return max(attempts, self._missed(_study(group)).count)
+
+    def _missed(self, study: str) -> _Misses:
+        return self._misses.get(study, _Misses())
 
     def _waiting(self) -> Iterator[Outgoing]:
         """What waits, with its progress known; what the ledger knows to be done is taken off the queue."""
@@ -227,9 +243,9 @@ class Courier:
             if error.is_permanent:
                 self._give_up(batch, error.message)
             else:
-                self._stay_away(batch, error)
+                self._miss(batch, batch, error)
         except LinkError as error:
-            self._stay_away(batch, error)
+            self._miss(batch, batch, error)
         else:
             with association:
                 self._send_over(association, batch)
@@ -242,6 +258,7 @@ class Courier:
         committed_s = self._monotonic()
         sent = busy = 0
         failure: DeliveryError | None = None
+        is_broken = False
         for item in batch:
             if self._stop.is_set():
                 break
@@ -249,8 +266,8 @@ class Courier:
             try:
                 result = self._send_one(association, item)
             except LinkError as error:
-                failure = error
-                results.append(self._missed(item, error.message))
+                failure, is_broken = error, True
+                results.append(self._broken(item, error.message))
                 break
             except AlteredError as error:
                 results.append(self._altered(item, error.message))
@@ -269,6 +286,10 @@ class Courier:
         self._ledger.record_deliveries(
             [self._step_of(item, self._progress[_key(item)], DeliveryState.QUEUED) for item in unsent]
         )
+        if failure is not None and is_broken:
+            self._miss(batch, [], failure)
+            return
+        self._misses.pop(_study(batch), None)
         if failure is None:
             self._recovered()
         else:
@@ -303,7 +324,7 @@ class Courier:
                 progress = self._later(replace(progress, strikes=strikes))
         return self._result(item, progress, state, outcome.status, in_words(outcome.status))
 
-    def _missed(self, item: Outgoing, error: str) -> _Result:
+    def _broken(self, item: Outgoing, error: str) -> _Result:
         """The connection broke around this instance: what the peer did with it is unknown, so it is sent again."""
         before = self._progress[_key(item)]
         progress = self._later(replace(before, attempt=before.attempt + 1, strikes=0))
@@ -345,18 +366,46 @@ class Courier:
             )
 
     def _give_up(self, batch: Sequence[Outgoing], error: str) -> None:
+        self._misses.pop(_study(batch), None)
         self._settle(
             [self._result(item, self._progress[_key(item)], DeliveryState.DEAD, error=error) for item in batch]
         )
 
+    def _miss(self, batch: Sequence[Outgoing], untold: Sequence[Outgoing], error: DeliveryError) -> None:
+        """The batch's study got no association, or broke it; the next try is another study's, where one waits.
+
+        A study that fails again although the destination has served another one meanwhile is put off alone. When that
+        is a mistake, and the destination has gone, the next study finds out.
+        """
+        study = _study(batch)
+        count = self._missed(study).count + 1
+        self._misses[study] = _Misses(count)
+        if count == 1 or self._failures:
+            self._stay_away(untold, error)
+            return
+        pause_s = self._pause_s(count)
+        self._misses[study] = _Misses(count, self._monotonic() + pause_s)
+        _log.warning(
+            "%s serves others, but not study %s: %s Next try in %.0f s.",
+            self.destination.name,
+            study,
+            error.message,
+            pause_s,
+        )
+        self._tell_failing(untold, error, pause_s, study, count)
+
     def _stay_away(self, batch: Sequence[Outgoing], error: DeliveryError) -> None:
         """Leave the destination alone for a while. The queue is kept; what waits is told why, once for each reason."""
-        now_s = self._monotonic()
         self._failures += 1
-        self._failing_since_s = now_s if self._failing_since_s is None else self._failing_since_s
-        pause_s = self._settings.delay_s(self._failures, self._jitter() if self._jitter else None)
-        self._resume_s = now_s + pause_s
+        pause_s = self._pause_s(self._failures)
+        self._resume_s = self._monotonic() + pause_s
         _log.warning("%s: %s Next try in %.0f s.", self.destination.name, error.message, pause_s)
+        self._tell_failing(batch, error, pause_s, "", self._failures)
+
+    def _tell_failing(
+        self, batch: Sequence[Outgoing], error: DeliveryError, pause_s: float, study: str, failures: int
+    ) -> None:
+        """Record it, for the instances too, once for each reason. `study`: "" where the whole destination fails."""
         news = [item for item in batch if self._progress[_key(item)].note != error.message]
         for item in news:
             self._progress[_key(item)] = replace(self._progress[_key(item)], note=error.message)
@@ -371,23 +420,27 @@ class Courier:
                 for item in news
             ]
         )
-        detail = {"destination": self.destination.name, "failures": self._failures, "error": error.message}
-        self._ledger.record_event(FAILING_EVENT, "", {**detail, "next_attempt_at": until.isoformat()})
+        detail = {"destination": self.destination.name, "failures": failures, "error": error.message}
+        self._ledger.record_event(FAILING_EVENT, study, {**detail, "next_attempt_at": until.isoformat()})
+        now_s = self._monotonic()
+        self._failing_since_s = now_s if self._failing_since_s is None else self._failing_since_s
         if not self._is_overdue and now_s - self._failing_since_s >= self._settings.alarm_after_s:
             self._is_overdue = True
             _log.critical("%s has been failing for %.0f s.", self.destination.name, now_s - self._failing_since_s)
             self._ledger.record_event(OVERDUE_EVENT, "", detail)
 
     def _recovered(self) -> None:
-        if self._failures:
+        if self._failures or self._is_overdue:
             _log.info("%s answers again.", self.destination.name)
             detail = {"destination": self.destination.name, "failures": self._failures}
             self._ledger.record_event(RECOVERED_EVENT, "", detail)
         self._failures, self._failing_since_s, self._is_overdue = 0, None, False
 
     def _later(self, progress: _Progress) -> _Progress:
-        pause_s = self._settings.delay_s(progress.attempt, self._jitter() if self._jitter else None)
-        return replace(progress, due_s=self._monotonic() + pause_s)
+        return replace(progress, due_s=self._monotonic() + self._pause_s(progress.attempt))
+
+    def _pause_s(self, failures: int) -> float:
+        return self._settings.delay_s(failures, self._jitter() if self._jitter else None)
 
     def _result(
         self, item: Outgoing, progress: _Progress, state: DeliveryState, status: int | None = None, error: str = ""
@@ -420,9 +473,18 @@ def _syntaxes(instance: Instance) -> tuple[str, str]:
     return instance.receipt.sop_class_uid, instance.receipt.transfer_syntax_uid
 
 
-def _within_contexts(items: Sequence[Outgoing]) -> list[Outgoing]:
-    """Those that one association's 128 presentation contexts can carry; the others go over the next one."""
-    wanted = list(dict.fromkeys(_syntaxes(item.instance) for item in items))[:MAX_CONTEXTS]
+def _study(batch: Sequence[Outgoing]) -> str:
+    return batch[0].instance.study_instance_uid
+
+
+def _within_contexts(items: Sequence[Outgoing], misses: int) -> list[Outgoing]:
+    """Those that one association's 128 presentation contexts can carry; the others go over the next one.
+
+    After several misses those of one context, of another one each time.
+    """
+    contexts = list(dict.fromkeys(_syntaxes(item.instance) for item in items))
+    turn = misses % len(contexts)
+    wanted = contexts[turn : turn + 1] if misses >= _ONE_BY_ONE else contexts[:MAX_CONTEXTS]
     return [item for item in items if _syntaxes(item.instance) in wanted]
 
 

@@ -305,6 +305,102 @@ def test_one_instance_that_kills_the_peer_does_not_hold_up_the_others(node, scri
     assert node.ledger.deliveries(RETRY)[0].attempt >= 3
 
 
+def abort_what_offers(abstract_syntax, arrived, asked):
+    """A peer that aborts every association in which this class is offered, and takes everything else."""
+
+    def script(connection):
+        request = peers.read_pdu(connection)[1]
+        asked.append(abstract_syntax.encode() in request)
+        if asked[-1]:
+            connection.sendall(b"\x07\0\0\0\0\x04\0\0\0\0")
+            return
+        connection.sendall(peers.accept(request))
+        message = 0
+        while data := peers.read_message(connection):
+            arrived.append(data)
+            message += 1
+            connection.sendall(peers.response(message, 0))
+
+    return script
+
+
+def test_a_study_that_gets_no_association_does_not_hold_up_the_others(node, scripted, finish):
+    arrived, asked = [], []
+    peer = scripted(abort_what_offers("6.6.6", arrived, asked))
+    node.forward("6.1", study="6", decision="d0", syntaxes=("6.6.6", EXPLICIT))
+    sent = [node.forward(f"{n}.1", study=f"{n}", decision=f"d{n}")[f"{n}.1"] for n in range(1, 4)]
+    courier = node.courier(peer.port)
+    finish(courier)
+    assert (arrived, asked) == ([], [True])
+    node.clock.seconds += 1
+    finish(courier)
+    assert sorted(arrived) == sorted(sent)
+    assert node.waiting() == ["6.1"]
+    # From now on it is put off alone, ever longer: what comes goes out at once.
+    for n in range(10, 60):
+        node.forward(f"{n}.1", study=f"{n}", decision=f"d{n}")
+        node.clock.seconds += 60
+        finish(courier)
+        assert node.waiting() == ["6.1"]
+    assert len(arrived) == 53
+    assert sum(asked) < 15
+    failing = node.ledger.events("destination_failing")
+    assert {event.subject_uid for event in failing} == {"", "6"}
+    assert "destination_overdue" not in node.event_kinds()
+
+
+def test_of_a_study_that_gets_no_association_the_other_classes_go_on(node, scripted, finish):
+    arrived, asked = [], []
+    peer = scripted(abort_what_offers("6.6.6", arrived, asked))
+    sent = node.forward("6.1", "6.2", "6.3", study="6", each={"6.1": ("6.6.6", EXPLICIT), "6.3": (CT, JPEG)})
+    courier = node.courier(peer.port)
+    for _ in range(8):
+        finish(courier)
+        node.clock.seconds += 900
+    assert node.waiting() == ["6.1"]
+    assert sorted(arrived) == sorted(data for uid, data in sent.items() if uid != "6.1")
+
+
+def test_a_large_study_that_gets_no_association_has_one_turn_at_a_time(node, scripted, finish):
+    asked = []
+    peer = scripted(abort_what_offers("6.6.6", [], asked))
+    node.forward(*(f"6.{n}" for n in range(6)), study="6", decision="d0", syntaxes=("6.6.6", EXPLICIT))
+    node.forward("1.1", study="1", decision="d1")
+    courier = node.courier(peer.port, batch=2)
+    for _ in range(2):
+        finish(courier)
+        node.clock.seconds += 1
+    assert "1.1" not in node.waiting()
+
+
+def test_while_a_destination_is_down_its_studies_take_turns_at_its_own_pace(node, make_scp, finish):
+    for n in range(1, 4):
+        node.forward(f"{n}.1", study=f"{n}", decision=f"d{n}")
+    down, up = node.courier(9), make_scp([IMAGE])
+    pauses = []
+    for _ in range(12):
+        assert finish(down) == 1
+        (*_, event) = node.ledger.events("destination_failing")
+        pauses.append(down._resume_s - node.clock.seconds)
+        assert event.subject_uid == ""
+        node.clock.seconds += pauses[-1]
+    assert pauses == pytest.approx([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900])
+    down.destination = node.courier(up.port).destination
+    finish(down)
+    assert [uid for uid, _, _ in up.received] == ["1.1", "2.1", "3.1"]  # as long as none has had more turns
+
+
+def test_a_destination_that_goes_while_only_a_put_off_study_waits_is_overdue_too(node, scripted, finish):
+    peer = scripted(abort_what_offers("6.6.6", [], []))
+    node.forward("6.1", study="6", decision="d0", syntaxes=("6.6.6", EXPLICIT))
+    node.forward("1.1", study="1", decision="d1")
+    courier = node.courier(peer.port)
+    for _ in range(20):
+        finish(courier)
+        node.clock.seconds += 900
+    assert node.event_kinds().count("destination_overdue") == 1
+
+
 def test_a_file_that_changed_in_the_spool_is_never_sent(node, make_scp, finish):
     scp = make_scp([IMAGE])
     node.forward("1.1", "1.2")
