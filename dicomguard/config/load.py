@@ -221,13 +221,17 @@ def _fields(path: _Path) -> Mapping[str, Any]:
 
 
 def _resolve(config: Config, folder: Path) -> Config:
-    key_file = config.site_key_file
+    """Every path absolute, so that neither a service's working directory nor a person's matters."""
+
+    def here(path: Path | None) -> Path | None:
+        return None if path is None else (folder / path.expanduser()).resolve()
+
     return config.model_copy(
         update={
-            "data_dir": (folder / config.data_dir.expanduser()).resolve(),
-            "site_key_file": None if key_file is None else (folder / key_file.expanduser()).resolve(),
+            "data_dir": here(config.data_dir),
+            "site_key_file": here(config.site_key_file),
             "bundles": tuple(
-                bundle.model_copy(update={"path": (folder / bundle.path.expanduser()).resolve()})
+                bundle.model_copy(update={"path": here(bundle.path), "enrolment": here(bundle.enrolment)})
                 for bundle in config.bundles
             ),
         }

@@ -262,9 +262,10 @@ def test_a_mistake_in_the_environment_names_the_variable(name, value, words):
 
 
 def test_paths_are_relative_to_the_file():
-    config = read("data_dir: ../var\nledger: sqlite:///l.db\nbundles: [{path: b}]\nsite_key_file: k")
+    config = read("data_dir: ../var\nledger: sqlite:///l.db\nbundles: [{path: b, enrolment: ../e}]\nsite_key_file: k")
     assert config.data_dir == Path("/etc/var")
     assert config.bundles[0].path == Path("/etc/dicomguard/b")
+    assert config.bundles[0].enrolment == Path("/etc/e")
     assert config.key_file == Path("/etc/dicomguard/k")
     assert config.ledger_url == "sqlite:////etc/var/l.db"
 
