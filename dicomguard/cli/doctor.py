@@ -203,11 +203,15 @@ def _waiting(config: Config) -> Iterator[Check]:
             "undeliverable", "warn", f"{dead} instance(s) were refused; see 'dicomguard deliveries list --state dead'."
         )
     known = {destination.name for destination in config.destinations}
-    queues = {folder.name for folder in (spool.root / "outbound").iterdir() if any(folder.iterdir())}
-    for orphan in sorted(queues - known):
+    queued, strays = spool.queues()
+    for orphan in sorted(set(queued) - known):
         yield Check(
             "outbound", "fail", f"Instances wait for '{orphan}', which is not configured. Add the destination again."
         )
+    if strays:
+        names = ", ".join(map(repr, strays[:5])) + (" ..." if len(strays) > 5 else "")
+        message = f"{names} in {spool.root / 'outbound'}: no destination's folder, and passed over. Who put it there?"
+        yield Check("outbound", "warn", message)
 
 
 def _destinations(config: Config) -> Iterator[Check]:

@@ -75,9 +75,13 @@ def run(
     settings = settings or Settings(calling_ae)
     couriers = [Courier(spool, ledger, destination, settings, stop=stop) for destination in destinations]
     known = {destination.name for destination in destinations}
-    for folder in sorted((spool.root / "outbound").iterdir()):
-        if folder.name not in known and any(folder.iterdir()):
-            _log.error("Instances wait for destination %s, which is not configured. Add it again.", folder.name)
+    queued, strays = spool.queues()
+    for name in queued:
+        if name not in known:
+            _log.error("Instances wait for destination %s, which is not configured. Add it again.", name)
+    for name in strays:
+        # Whoever can write here chose the name: repr() keeps it on one line.
+        _log.error("%r in %s is no destination's folder; it is passed over.", name, spool.root / "outbound")
     Deliverer(couriers, Retention(spool, ledger, retention_days=retention_days), stop=stop).run()
 
 

@@ -291,6 +291,12 @@ class Spool:
 
     # --- outbound
 
+    def queues(self) -> tuple[list[str], list[str]]:
+        """Destinations that something waits for, and the names of what lies among their folders and is none."""
+        entries = sorted((self.root / "outbound").iterdir())
+        queued = [entry.name for entry in entries if entry.is_dir() and _folders(entry)]
+        return queued, [entry.name for entry in entries if not entry.is_dir()]
+
     def outgoing(self, destination: str) -> Iterator[Outgoing]:
         """What waits for a destination, oldest decision first. Items may vanish while you look."""
         for folder in sorted(_folders(self.root / "outbound" / destination), key=_mtime):

@@ -252,6 +252,12 @@ class TestDoctor:
         rows = {row["name"]: row for row in desk.run("doctor", "--json")[2]}
         assert "'ai'" in rows["outbound"]["message"]
 
+    def test_a_stray_file_beside_the_queues_is_named(self, desk_with_studies):
+        (desk_with_studies.config.spool_dir / "outbound" / ".nfs0001").write_bytes(b"")
+        rows = {row["name"]: row for row in desk_with_studies.run("doctor", "--json")[2]}
+        assert rows["outbound"]["state"] == "warn"
+        assert "'.nfs0001'" in rows["outbound"]["message"]
+
     def test_a_destination_that_answers_is_well(self, desk, tmp_path):
         from dicomguard.demo import AiStandIn
 

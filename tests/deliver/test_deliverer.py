@@ -72,6 +72,27 @@ def test_run_delivers_beside_a_hanging_destination_and_stops_when_told(node, mak
     assert "gone, which is not configured" in caplog.text
 
 
+def test_a_stray_file_beside_the_queues_is_named_once_and_passed_over(node, make_scp, caplog):
+    scp = make_scp([IMAGE])
+    node.forward("1.1")
+    (node.spool.root / "outbound" / ".nfs0001").write_bytes(b"")
+    (node.spool.root / "outbound" / "gone").mkdir()
+    (node.spool.root / "outbound" / "gone" / ".nfs0002").write_bytes(b"")
+    stop = threading.Event()
+    scp.status = lambda uid: stop.set() or 0
+    run(
+        node.spool,
+        node.ledger,
+        [Destination("ai", Peer(AeTitle("AI"), "127.0.0.1", scp.port))],
+        calling_ae="GUARD",
+        retention_days=1,
+        stop=stop,
+    )
+    assert len(scp.received) == 1
+    assert caplog.text.count("'.nfs0001'") == 1
+    assert "not configured" not in caplog.text
+
+
 def test_echo_says_what_is_wrong(make_scp):
     scp = make_scp([IMAGE])
     echo(Destination("ai", Peer(AeTitle("AI"), "127.0.0.1", scp.port)), calling_ae="GUARD")
