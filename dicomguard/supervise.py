@@ -22,12 +22,17 @@ _POLL_S = 0.2
 # How long a node counts as starting. Loading torch and a model takes 5 to 20 s.
 _STARTING_S = 60.0
 _BACKOFF_MAX_S = 30.0
+_RETRY_S = 1.0  # where the system starts no process at all; said at first, and every so many times:
+_REMINDER = 60
 _HEALTHY_S = 60.0  # a part that ran so long starts its next life without delay
 
 
 @dataclass(slots=True)
 class Part:
-    """One child process. `grace_s`: how long it may take to end by itself after SIGTERM."""
+    """One child process. `grace_s`: how long it may take to end by itself after SIGTERM.
+
+    `refusals`: how often in a row the system would start none.
+    """
 
     name: str
     argv: Sequence[str]
@@ -37,6 +42,7 @@ class Part:
     next_start_s: float = 0.0
     failures: int = 0
     restarts: int = 0
+    refusals: int = 0
 
 
 class Supervisor:
@@ -98,7 +104,16 @@ class Supervisor:
 
     def _start(self, part: Part, now: float) -> None:
         # The child ends when its standard input does: so it cannot outlive a supervisor that was killed.
-        part.process = subprocess.Popen(part.argv, stdin=subprocess.PIPE)
+        try:
+            part.process = subprocess.Popen(part.argv, stdin=subprocess.PIPE)
+        except (OSError, MemoryError) as error:
+            # No descriptor, process or memory left: the other parts go on, and this one comes as soon as there is.
+            part.next_start_s = now + _RETRY_S
+            if part.refusals % _REMINDER == 0:
+                _log.critical("'%s' cannot be started: %s. It is tried every %.0f s.", part.name, error, _RETRY_S)
+            part.refusals += 1
+            return
+        part.refusals = 0
         part.started_s = now
         _log.info("'%s' runs as process %d.", part.name, part.process.pid)
 

@@ -112,6 +112,25 @@ def test_a_part_that_dies_at_the_start_for_another_reason_is_started_again(super
     assert deliver.process is not None
 
 
+def test_a_part_that_the_system_will_not_start_is_tried_again_and_ends_nothing(supervise, clock, caplog):
+    supervisor = supervise(receive=STAYS, screen=STAYS)
+    receive, screen = supervisor.parts
+    supervisor.step()
+    reception = receive.process.pid
+    healthy, screen.argv = screen.argv, ["/nowhere/at/all"]  # an OSError, as when no descriptor is left
+    screen.process.kill()
+    wait_for_end(screen)
+    for _ in range(100):
+        assert supervisor.step() is None
+        assert screen.process is None
+        clock.now_s += 1
+    assert caplog.text.count("'screen' cannot be started") == 2
+    screen.argv = healthy
+    assert supervisor.step() is None
+    assert screen.process.poll() is None
+    assert receive.process.pid == reception
+
+
 def test_run_returns_the_code_and_leaves_no_child(supervise):
     supervisor = supervise(receive=STAYS, screen="raise SystemExit(2)")
     assert supervisor.run(threading.Event()) == 2

@@ -10,27 +10,45 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dicomguard.errors import SpoolError
 from dicomguard.receive.catalogue import standard_offer
 from dicomguard.receive.census import Census, shared_memory
-from dicomguard.receive.server import listen
+from dicomguard.receive.chronicle import Bucket
+from dicomguard.receive.server import Doorman, listen
 from dicomguard.receive.settings import ReceiveSettings
 
 _WATCH_S = 0.2
 _READY_S = 60.0
 # An acceptor that dies at once is not started again in a tight loop.
 _RESPAWN_S = 0.5
+# Without an acceptor for so long, whoever waits is told to come again. A new one takes a second, or a few when busy.
+_NOBODY_S = 5.0
+_TURNED_AWAY_AT_ONCE = 256
+# What goes on being wrong is said again after so long.
+_REMIND_S = 60.0
 # Between the end of the grace period and the end of our patience.
 _KILL_S = 10.0
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Acceptor:
+    """The process that has a row of the census, or that had it last. `next_s`: when another one may take its place."""
+
+    process: subprocess.Popen[bytes]
+    is_ready: bool = False
+    is_buried: bool = False
+    next_s: float = 0.0
 
 
 class Acceptors:
@@ -55,7 +73,10 @@ class Acceptors:
             "rows": self._count,
             "log_level": _LOG.getEffectiveLevel(),
         }
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._acceptors: list[_Acceptor] = []
+        self._doorman = Doorman()
+        self._served_s = time.monotonic()
+        self._unable, self._alone = (Bucket(1, 1 / _REMIND_S) for _ in range(2))
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="acceptors", daemon=True)
 
@@ -66,13 +87,21 @@ class Acceptors:
 
     def start(self) -> None:
         """Start the acceptors and wait until they accept. Raises SpoolError when they do not come up."""
-        self._processes = [self._spawn(row) for row in range(self._count)]
-        for process in self._processes:
-            # Blocks until the acceptor speaks or ends.
-            assert process.stdout is not None
-            if process.stdout.readline() != b"ready\n":
+        try:
+            for row in range(self._count):
+                self._acceptors.append(_Acceptor(self._spawn(row)))
+        except OSError as error:
+            self.stop(0.0)
+            raise SpoolError(
+                f"An acceptor process cannot be started: {error.strerror}.",
+                advice="Raise this user's limits on processes and open files.",
+            ) from error
+        for acceptor in self._acceptors:
+            acceptor.is_ready = _is_ready(acceptor.process)  # blocks until the acceptor speaks or ends
+            if not acceptor.is_ready:
                 self.stop(0.0)
                 raise SpoolError("An acceptor process did not come up.", advice="Its own message stands above.")
+        self._served_s = time.monotonic()
         self._watcher.start()
 
     def stop(self, grace_s: float) -> None:
@@ -81,10 +110,12 @@ class Acceptors:
         if self._watcher.ident is not None:
             self._watcher.join()
         self._listener.close()
-        for process in self._processes:
+        self._doorman.close()
+        processes = [acceptor.process for acceptor in self._acceptors]
+        for process in processes:
             _tell(process, {"stop": grace_s})
         deadline = time.monotonic() + grace_s + _KILL_S
-        for process in self._processes:
+        for process in processes:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -106,17 +137,64 @@ class Acceptors:
 
     def _watch(self) -> None:
         while not self._stopping.wait(_WATCH_S):
-            for row, process in enumerate(self._processes):
-                if process.poll() is None:
-                    continue
-                _LOG.error(
-                    "Acceptor %d ended with status %d; another one takes its place.", process.pid, process.returncode
-                )
-                _close_pipes(process)
-                self._census.clear(row)
-                if self._stopping.wait(_RESPAWN_S):
-                    return
-                self._processes[row] = self._spawn(row)
+            try:
+                self._tend()
+            except Exception:  # noqa: BLE001 - the top of a loop that nothing may end: nobody else replaces acceptors
+                _LOG.exception("The acceptors could not be looked after; it is tried again.")
+
+    def _tend(self) -> None:
+        now_s = time.monotonic()
+        for row, acceptor in enumerate(self._acceptors):
+            if acceptor.process.poll() is None:
+                acceptor.is_ready = acceptor.is_ready or (_has_spoken(acceptor.process) and _is_ready(acceptor.process))
+            elif not acceptor.is_buried:
+                self._bury(row, acceptor, now_s)
+            elif now_s >= acceptor.next_s:
+                self._replace(row, acceptor, now_s)
+        if any(acceptor.is_ready for acceptor in self._acceptors):
+            self._served_s = now_s
+        elif now_s - self._served_s > _NOBODY_S:
+            self._turn_away(now_s)
+
+    def _bury(self, row: int, acceptor: _Acceptor, now_s: float) -> None:
+        process = acceptor.process
+        _LOG.error("Acceptor %d ended with status %d; another one takes its place.", process.pid, process.returncode)
+        _close_pipes(process)
+        self._census.clear(row)
+        acceptor.is_ready, acceptor.is_buried, acceptor.next_s = False, True, now_s + _RESPAWN_S
+
+    def _replace(self, row: int, acceptor: _Acceptor, now_s: float) -> None:
+        """Where no process can be started now, the dead one keeps the row until one can."""
+        try:
+            self._acceptors[row] = _Acceptor(self._spawn(row))
+        except (OSError, MemoryError) as error:
+            acceptor.next_s = now_s + _RESPAWN_S
+            if self._unable.take() is not None:
+                _LOG.error("No acceptor can be started: %s. It is tried again and again.", error)
+
+    def _turn_away(self, now_s: float) -> None:
+        """Nobody accepts: tell those who wait to come again, rather than let them hang."""
+        for _ in range(_TURNED_AWAY_AT_ONCE):
+            if not self._doorman.turn_away_next(self._listener):
+                break
+        if self._alone.take() is not None:
+            _LOG.critical(
+                "No acceptor has served for %.0f s: nothing is received, and who calls is told to come again (2/3/2).",
+                now_s - self._served_s,
+            )
+
+
+def _has_spoken(process: subprocess.Popen[bytes]) -> bool:
+    """True where reading from the process does not block."""
+    assert process.stdout is not None
+    poll = select.poll()
+    poll.register(process.stdout, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _is_ready(process: subprocess.Popen[bytes]) -> bool:
+    assert process.stdout is not None
+    return process.stdout.readline() == b"ready\n"
 
 
 def _tell(process: subprocess.Popen[bytes], task: dict[str, Any]) -> None:
@@ -124,8 +202,8 @@ def _tell(process: subprocess.Popen[bytes], task: dict[str, Any]) -> None:
     try:
         process.stdin.write(json.dumps(task).encode() + b"\n")
         process.stdin.flush()
-    except OSError:
-        return  # it has died, which the watcher notices
+    except (OSError, ValueError):
+        return  # it has died, which the watcher notices, or has noticed: then the pipe is closed
 
 
 def _close_pipes(process: subprocess.Popen[bytes]) -> None:

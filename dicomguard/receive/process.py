@@ -52,7 +52,10 @@ def run(
         _LOG.info("Receiving as %s on %s port %d.", settings.ae_title, settings.host, acceptors.port)
         on_ready(acceptors.port)
         while not stop.wait(_SWEEP_S):
-            spool.sweep_parts(older_than_s=max(_STALE_S, 2 * settings.gap_s))
+            try:
+                spool.sweep_parts(older_than_s=max(_STALE_S, 2 * settings.gap_s))
+            except OSError as error:  # such as no descriptor left: reception goes on, and the next sweep finds them
+                _LOG.error("Parts that nobody finished cannot be swept away: %s.", error.strerror)
         _LOG.info("Stopping: associations may end within %.0f s.", grace_s)
         acceptors.stop(grace_s)
 

@@ -29,6 +29,8 @@ _BACKLOG = 256
 # A head start for acceptors with fewer connections.
 _COURTESY_S = 0.002
 _RETRY_S = 0.05
+# What a caller that is turned away has said by then.
+_REQUEST_BYTES = 64 * 1024
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,6 +53,48 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
     listener.setblocking(False)
     return listener
+
+
+class Doorman:
+    """Tells callers 'not now' where they could not be served, instead of letting them wait. For one thread."""
+
+    def __init__(self) -> None:
+        self._spare = -1
+        self._keep_spare()
+
+    def close(self) -> None:
+        """Give back the descriptor that is kept for this."""
+        if self._spare >= 0:
+            os.close(self._spare)
+        self._spare = -1
+
+    def turn_away_next(self, listener: socket.socket) -> bool:
+        """Refuse the oldest in the listen queue, with the spare descriptor. False: nobody waits, or none is left."""
+        self.close()
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return False
+        else:
+            turn_away(connection)
+            return True
+        finally:
+            self._keep_spare()
+
+    def _keep_spare(self) -> None:
+        with contextlib.suppress(OSError):  # none left at all: the next turn looks again
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def turn_away(connection: socket.socket) -> None:
+    """Refuse without a thread: one short send into an empty socket buffer cannot block."""
+    with contextlib.suppress(OSError):
+        connection.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            connection.recv(_REQUEST_BYTES)  # closing over unread bytes would reset the connection
+        connection.send(encode_reject(NO_THREAD.result, NO_THREAD.source, NO_THREAD.reason))
+        connection.shutdown(socket.SHUT_WR)
+    connection.close()
 
 
 class Receiver:
@@ -88,7 +132,7 @@ class Receiver:
         self._half_open: dict[Conversation, None] = {}
         self._open: dict[Conversation, None] = {}
         self._max_half_open = max(4, settings.max_half_open // max(1, settings.acceptors))
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._doorman = Doorman()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._threads: tuple[threading.Thread, ...] = ()
 
@@ -135,7 +179,7 @@ class Receiver:
         while self.connections and time.monotonic() < last_call:
             time.sleep(0.02)
         self._chronicle.rotate()
-        os.close(self._spare)
+        self._doorman.close()
         os.close(self._wake)
 
     # --- accepting
@@ -157,21 +201,10 @@ class Receiver:
             except OSError as error:
                 # Out of file descriptors or memory, or the peer has gone: the loop survives all of them.
                 _LOG.warning("A connection could not be accepted: %s.", error.strerror)
-                self._accept_with_spare()
+                self._doorman.turn_away_next(self._listener)
+                self._stopping.wait(_RETRY_S)
                 continue
             self._serve(connection, str(peer[0]))
-
-    def _accept_with_spare(self) -> None:
-        """With no descriptor left, use the one kept back for this to say 'not now' instead of letting the peer wait."""
-        os.close(self._spare)
-        with contextlib.suppress(OSError):
-            connection, _ = self._listener.accept()
-            self._turn_away(connection)
-        try:
-            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            self._spare = os.dup(self._listener.fileno())
-        self._stopping.wait(_RETRY_S)
 
     def _serve(self, connection: socket.socket, address: str) -> None:
         conversation = Conversation(connection, address, self._house)
@@ -188,7 +221,7 @@ class Receiver:
         except (RuntimeError, MemoryError):
             _LOG.exception("No thread for a connection; raise the limit on processes of this user.")
             self._forget(conversation)
-            self._turn_away(connection)
+            turn_away(connection)
 
     def _run(self, conversation: Conversation) -> None:
         try:
@@ -206,14 +239,6 @@ class Receiver:
             self._half_open.pop(conversation, None)
             self._open.pop(conversation, None)
         self._census.disconnected()
-
-    def _turn_away(self, connection: socket.socket) -> None:
-        """Refuse without a thread: one short send into an empty socket buffer cannot block."""
-        with contextlib.suppress(OSError):
-            connection.setblocking(False)
-            connection.send(encode_reject(NO_THREAD.result, NO_THREAD.source, NO_THREAD.reason))
-            connection.shutdown(socket.SHUT_WR)
-        connection.close()
 
     def _rotate_journal(self) -> None:
         while not self._stopping.wait(self._settings.journal_rotate_s):

@@ -135,6 +135,32 @@ def test_an_acceptor_that_dies_is_replaced_and_its_associations_are_not_counted_
     assert store(node.port)[1] == 0x0000
 
 
+def test_an_acceptor_that_cannot_be_replaced_now_is_replaced_later_and_nobody_hangs_meanwhile(run):
+    node = run(acceptors=1)
+    usual = node.parent.rlimit(resource.RLIMIT_NOFILE)
+    used = {int(entry.name) for entry in Path(f"/proc/{node.process.pid}/fd").iterdir()}
+    node.parent.rlimit(resource.RLIMIT_NOFILE, (max(used) + 1, usual[1]))
+    (acceptor,) = node.acceptors
+    acceptor.kill()
+    for _ in range(3):
+        with pytest.raises(Rejected) as rejected:
+            Sender(node.port, timeout_s=10)
+        assert (rejected.value.result, rejected.value.source, rejected.value.reason) == (2, 3, 2)
+    assert node.acceptors == []
+    node.parent.rlimit(resource.RLIMIT_NOFILE, usual)
+    assert until(lambda: _is_accepted(node.port))
+    assert store(node.port)[1] == 0x0000
+    assert node.end() == 0
+
+
+def test_a_stop_while_an_acceptor_is_being_replaced_is_clean(run):
+    node = run(acceptors=2)
+    dead = node.acceptors[0]
+    dead.kill()
+    assert until(lambda: not psutil.pid_exists(dead.pid))  # the parent has seen it
+    assert node.end() == 0
+
+
 def test_acceptors_do_not_outlive_their_parent_and_the_port_is_free_again(run):
     node = run()
     acceptors = node.acceptors
