@@ -22,9 +22,9 @@ from typing import Any
 from dicomguard.errors import SpoolError
 from dicomguard.receive.catalogue import standard_offer
 from dicomguard.receive.census import Census, shared_memory
-from dicomguard.receive.chronicle import Bucket
 from dicomguard.receive.server import Doorman, listen
 from dicomguard.receive.settings import ReceiveSettings
+from dicomguard.receive.thinning import Bucket
 
 _WATCH_S = 0.2
 _READY_S = 60.0

@@ -3,63 +3,51 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
-from dicomguard.association import AssociationEvent, AssociationKind
+from dicomguard.association import AssociationEvent
+from dicomguard.receive.thinning import Bucket, Thinning
 from dicomguard.spool.journal import JournalWriter
 
 _LOG = logging.getLogger(__name__)
 
-# What anybody can cause without being permitted: a burst of this many is kept in full, then this many a second.
+# Lines of the log: more than honest traffic causes. A log is rotated, and may hold more than the ledger.
 _BURST = 200.0
 _PER_SECOND = 20.0
-_UNBOUNDED = frozenset({AssociationKind.ACCEPTED, AssociationKind.RELEASED})
-
-
-class Bucket:
-    """A token bucket on a monotonic clock. Thread-safe."""
-
-    def __init__(self, burst: float, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._burst = burst
-        self._per_second = per_second
-        self._clock = clock
-        self._tokens = burst
-        self._at = clock()
-        self._left_out = 0
-        self._lock = threading.Lock()
-
-    def take(self) -> int | None:
-        """None: keep quiet. Otherwise how many were kept quiet since the last time."""
-        with self._lock:
-            now = self._clock()
-            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second)
-            self._at = now
-            if self._tokens < 1:
-                self._left_out += 1
-                return None
-            self._tokens -= 1
-            left_out, self._left_out = self._left_out, 0
-            return left_out
 
 
 class Chronicle:
-    """Takes association events from all threads of one acceptor."""
+    """Takes association events from all threads of one acceptor.
 
-    def __init__(self, journal: JournalWriter, clock: Callable[[], float] = time.monotonic) -> None:
+    What no permission is needed for, everything but the life of an established association, is thinned out. Addresses
+    of the allow list are counted apart: a flood from elsewhere leaves the troubles of permitted peers in sight.
+    """
+
+    def __init__(
+        self,
+        journal: JournalWriter,
+        *,
+        knows: Callable[[str], bool] = lambda _: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._journal = journal
-        self._bucket = Bucket(_BURST, _PER_SECOND, clock)
+        self._knows = knows
+        self._thinnings = {True: Thinning(clock), False: Thinning(clock)}
 
     def tell(self, event: AssociationEvent) -> None:
-        """Journal and log one event. What strangers cause is thinned out, and the number left out is told."""
-        if event.kind not in _UNBOUNDED:
-            left_out = self._bucket.take()
-            if left_out is None:
-                return
-            if left_out:
-                event = replace(event, detail=f"{event.detail} ({left_out} earlier event(s) not shown)".strip())
+        """Journal and log one event, or count it for the row that sums up its address and minute."""
+        if event.association_id or self._thinnings[self._knows(event.address)].passes(event):
+            self._write(event)
+
+    def rotate(self, *, is_last: bool = False) -> None:
+        """Hand over to the screener what has been written, and what has been summed up, in the end all of it."""
+        for thinning in self._thinnings.values():
+            for event in thinning.summaries(is_last=is_last):
+                self._write(event)
+        self._guarded(self._journal.rotate)
+
+    def _write(self, event: AssociationEvent) -> None:
         # Peers choose these strings: repr() keeps them on one line and out of the terminal's control sequences.
         _LOG.info(
             "Association %s: %s, calling %r, called %r%s",
@@ -70,10 +58,6 @@ class Chronicle:
             f", {event.detail}" if event.detail else "",
         )
         self._guarded(lambda: self._journal.append(event.to_json()))
-
-    def rotate(self) -> None:
-        """Hand over to the screener what has been written."""
-        self._guarded(self._journal.rotate)
 
     def _guarded(self, act: Callable[[], None]) -> None:
         try:

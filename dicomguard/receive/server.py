@@ -90,7 +90,7 @@ def turn_away(connection: socket.socket) -> None:
     """Refuse without a thread: one short send into an empty socket buffer cannot block."""
     with contextlib.suppress(OSError):
         connection.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(BlockingIOError, MemoryError):
             connection.recv(_REQUEST_BYTES)  # closing over unread bytes would reset the connection
         connection.send(encode_reject(NO_THREAD.result, NO_THREAD.source, NO_THREAD.reason))
         connection.shutdown(socket.SHUT_WR)
@@ -115,12 +115,13 @@ class Receiver:
         self._settings = settings
         self._listener = listener or listen(settings.host, settings.port)
         self._census = census or Census()
-        self._chronicle = Chronicle(journal)
+        admission = Admission(settings.ae_title, settings.peers)
+        self._chronicle = Chronicle(journal, knows=admission.knows_address)
         self._stopping = threading.Event()
         self._house = House(
             settings=settings,
             offer=offer or _standard_offer(settings),
-            admission=Admission(settings.ae_title, settings.peers),
+            admission=admission,
             census=self._census,
             chronicle=self._chronicle,
             incoming=incoming,
@@ -178,7 +179,7 @@ class Receiver:
         last_call = time.monotonic() + self._settings.linger_s + 5.0
         while self.connections and time.monotonic() < last_call:
             time.sleep(0.02)
-        self._chronicle.rotate()
+        self._chronicle.rotate(is_last=True)
         self._doorman.close()
         os.close(self._wake)
 

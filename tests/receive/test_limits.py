@@ -1,6 +1,7 @@
 """Counting associations over processes, the allow list, and what a flood leaves in journal and log."""
 
 import logging
+import re
 from datetime import UTC, datetime
 from ipaddress import ip_network
 
@@ -9,8 +10,9 @@ import pytest
 from dicomguard.association import AssociationEvent, AssociationKind
 from dicomguard.receive.admission import TOO_MANY, TOO_MANY_FROM_ADDRESS, Admission
 from dicomguard.receive.census import Census, shared_memory
-from dicomguard.receive.chronicle import Bucket, Chronicle, FloodFilter
+from dicomguard.receive.chronicle import Chronicle, FloodFilter
 from dicomguard.receive.settings import PermittedPeer
+from dicomguard.receive.thinning import Bucket
 from dicomguard.spool import journal
 from dicomguard.spool.journal import JournalWriter
 from dicomguard.spool.store import Spool
@@ -68,15 +70,83 @@ def test_a_bucket_lets_a_burst_through_then_a_rate_and_counts_the_rest():
     assert [bucket.take(), bucket.take()] == [2, None]
 
 
-def test_a_flood_thins_out_in_the_journal_but_associations_are_all_told(tmp_path):
+class Hour:
+    """A chronicle on a clock of its own, that hands over every two seconds as an acceptor does."""
+
+    def __init__(self, root, knows=lambda _: False):
+        Spool(root).create()
+        self.root = root
+        self.now_s = 0.0
+        self.chronicle = Chronicle(JournalWriter(root), knows=knows, clock=lambda: self.now_s)
+
+    def pass_by(self, *addresses, seconds=3600, each_s=20, kind=AssociationKind.REJECTED):
+        for second in range(seconds):
+            self.now_s += 1
+            for n in range(each_s):
+                address = addresses[(second * each_s + n) % len(addresses)]
+                self.chronicle.tell(AssociationEvent(datetime.now(UTC), kind, address, detail="1/1/3 stranger"))
+            if second % 2:
+                self.chronicle.rotate()
+
+    def rows(self, *, is_last=True):
+        self.chronicle.rotate(is_last=is_last)
+        found = [event for _, events in journal.finished(self.root) for event in events]
+        for name, _ in journal.finished(self.root):
+            journal.discard(self.root, name)
+        return found
+
+
+def count_of(rows):
+    """How many events the rows stand for."""
+    return sum(int((re.findall(r"the last of (\d+) from", row["detail"]) or ["1"])[0]) for row in rows)
+
+
+def test_a_flood_from_one_address_is_a_row_a_minute_that_says_how_much_it_was(tmp_path):
+    hour = Hour(tmp_path)
+    hour.pass_by("203.0.113.7")
+    rows = hour.rows()
+    assert 60 <= len(rows) <= 20 + 61
+    assert count_of(rows) == 3600 * 20
+    assert rows[0]["detail"] == "1/1/3 stranger"
+    assert re.fullmatch(r"1/1/3 stranger \(the last of (\d+) from this address: \1 rejected\)", rows[30]["detail"])
+
+
+def test_more_addresses_make_neither_more_rows_nor_more_memory(tmp_path):
+    hour = Hour(tmp_path)
+    hour.pass_by(*(f"2001:db8::{n:x}" for n in range(5000)))
+    assert all(len(one._callers) <= 17 for one in hour.chronicle._thinnings.values())
+    rows = hour.rows()
+    assert len(rows) <= 200 + 60 + 17 * 61
+    assert count_of(rows) == 3600 * 20
+    assert any("from this and other addresses" in row["detail"] for row in rows)
+
+
+def test_a_flood_from_elsewhere_leaves_a_permitted_peers_troubles_in_sight(tmp_path):
+    hour = Hour(tmp_path, knows=lambda address: address == "10.0.0.1")
+    hour.pass_by(*(f"2001:db8::{n:x}" for n in range(5000)))
+    hour.rows()
+    hour.pass_by("10.0.0.1", seconds=3, each_s=1)
+    assert [row["detail"] for row in hour.rows(is_last=False)] == ["1/1/3 stranger"] * 3
+
+
+def test_an_address_that_was_quiet_is_told_in_full_again(tmp_path):
+    hour = Hour(tmp_path)
+    hour.pass_by("203.0.113.7", seconds=60)
+    hour.pass_by("203.0.113.8", seconds=700, each_s=1)
+    hour.rows()
+    hour.pass_by("203.0.113.7", seconds=1, each_s=2)
+    assert [row["detail"] for row in hour.rows(is_last=False)] == ["1/1/3 stranger"] * 2
+
+
+def test_the_life_of_an_established_association_is_always_told(tmp_path):
     Spool(tmp_path).create()
     chronicle = Chronicle(JournalWriter(tmp_path), clock=lambda: 0.0)
-    for kind in (AssociationKind.DROPPED, AssociationKind.ACCEPTED):
-        for _ in range(1000):
-            chronicle.tell(AssociationEvent(datetime.now(UTC), kind, "10.0.0.1"))
+    for kind in (AssociationKind.ACCEPTED, AssociationKind.ABORTED):
+        for number in range(1000):
+            chronicle.tell(AssociationEvent(datetime.now(UTC), kind, "10.0.0.1", association_id=f"{number}"))
     chronicle.rotate()
     told = [event["kind"] for _, events in journal.finished(tmp_path) for event in events]
-    assert (told.count("dropped"), told.count("accepted")) == (200, 1000)
+    assert (told.count("accepted"), told.count("aborted")) == (1000, 1000)
 
 
 def test_a_journal_that_cannot_be_written_does_not_stop_reception(tmp_path, caplog):
