@@ -124,7 +124,7 @@ class NodeSection(_Section):
     # Loopback until somebody decides otherwise: a fresh install listens to nobody else.
     host: Annotated[str, AfterValidator(_address)] = "127.0.0.1"
     port: Port = 11112  # IANA's registered port for DICOM
-    # One Python process stores some 70 durable instances a second; two acceptors on one port nearly double that.
+    # One Python process is busy with one core; what several store in a second stands in docs/receiving.md.
     acceptors: Annotated[int, Field(ge=1, le=32)] = 2
     # Over all acceptors; a peer that comes on top gets a transient reject and tries again.
     max_associations: Annotated[int, Field(ge=1, le=2000)] = 64

@@ -139,7 +139,7 @@ def _outcomes(files: Sequence[Looked]) -> dict[str, Any]:
 
 
 def run(recipe: Recipe, folder: Path, given: argparse.Namespace, console: Console) -> None:
-    """Measure one bundle; without --shard write its results, its card and the page of promises.
+    """Measure one bundle; without --shard write its results and its card.
 
     Raises:
         BundleError: the bundle does not load or is not enrolled.

@@ -21,7 +21,8 @@ from dicomguard.scoring.enrolment import FOLDER, STATEMENT
 
 _INTRODUCTION = (
     "Every figure comes from a file under docs/results, written by the command named beside it. This page is made by",
-    "`scripts/bench page`, and by `scripts/bench score`, which measures everything first. Intervals are exact, 95 %.",
+    "`scripts/bench page`, and by `scripts/bench score`, which measures studies, files, certificates, soundness and",
+    "speed first; the rest is measured by its own command. Intervals are exact, 95 %.",
     "*Flagged*: the file alone would be quarantined. Attacked files count only where the answer still differs once the",
     "picture is rounded to stored bits and read back.",
 )

@@ -22,7 +22,7 @@ from dicomguard.receive.settings import ReceiveSettings
 from dicomguard.spool.incoming import Incoming
 from dicomguard.spool.journal import JournalWriter
 
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # as the command line's
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,9 +41,7 @@ def main() -> None:
     task = json.loads(sys.stdin.buffer.readline())
     handler = logging.StreamHandler()
     handler.addFilter(FloodFilter())
-    logging.basicConfig(
-        level=task["log_level"], handlers=[handler], format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    logging.basicConfig(level=task["log_level"], handlers=[handler], format=_LOG_FORMAT)
     threading.excepthook = _log_uncaught
     root = Path(task["spool_root"])
     receiver = Receiver(

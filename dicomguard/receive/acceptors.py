@@ -27,7 +27,6 @@ from dicomguard.receive.settings import ReceiveSettings
 from dicomguard.receive.thinning import Bucket
 
 _WATCH_S = 0.2
-_READY_S = 60.0
 # An acceptor that dies at once is not started again in a tight loop.
 _RESPAWN_S = 0.5
 # Without an acceptor for so long, whoever waits is told to come again. A new one takes a second, or a few when busy.
