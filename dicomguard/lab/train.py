@@ -40,7 +40,7 @@ from dicomguard.lab.imagenet import imagenet
 from dicomguard.lab.measure import Journal, to_evidence, to_row
 from dicomguard.lab.pictures import prepared
 from dicomguard.lab.recipes import RECIPES, Recipe
-from dicomguard.lab.whole import write_json
+from dicomguard.lab.whole import replacing, write_json
 from dicomguard.scoring import bundle, calibration, memory, noise
 from dicomguard.scoring.bundle import Bundle, Constructor, Inference, Input, Noise
 from dicomguard.scoring.calibration import Calibration, Evidence
@@ -117,7 +117,8 @@ class Training:
                     state = {name: value.clone() for name, value in network.state_dict().items()}
                     found.append(Candidate(epoch, state, accuracy))
             best = sorted(found, key=lambda c: (c.accuracy, c.epoch), reverse=True)[:2]
-            torch.save([(c.epoch, c.state, c.accuracy) for c in best], path)
+            with replacing(path) as partial:
+                torch.save([(c.epoch, c.state, c.accuracy) for c in best], partial)
         return [Candidate(*row) for row in torch.load(path, weights_only=True)]
 
     def write(self, candidate: Candidate, folder: Path) -> Scorer:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dicomguard.lab.benchmark.judging import AT_RATE
+from dicomguard.lab.benchmark.suites.noise_consistency import EARLY
 from dicomguard.lab.report import papers
 from dicomguard.lab.report.words import (
     Share,
@@ -24,7 +25,6 @@ from dicomguard.lab.report.words import (
 )
 
 Result = Mapping[str, Any]
-EARLY = ("early-stopped FGSM", "early-stopped BIM", "early-stopped PGD", "DeepFool")
 PAPER = "noise check of the paper"
 _FIXED = re.compile(r"(FGSM|BIM|PGD|APGD|Square) 0\.\d+")
 _LEAST = 10  # successes of an attack whose TPR enters a mean

@@ -22,6 +22,7 @@ from dicomguard.lab.report.further_sections import BROKEN, WITHIN, factor, stron
 from dicomguard.lab.report.joel_section import called, is_in_table_1, taught_as_published
 from dicomguard.lab.report.noise_section import PAPER, fixed, means, means_at_best, ours, point
 from dicomguard.lab.report.words import difference, percent, rate, table, who
+from dicomguard.lab.targets import CERTIFIED
 
 Result = Mapping[str, Any]
 REASONS: Final = "lab-reasons.yaml"
@@ -32,7 +33,7 @@ _ALL_TOGETHER = 0.05  # the chance that a rate that is kept on all victims is fo
 _AS_OFTEN = 0.05
 _WORTH_DEFENDING = 0.05  # of clean and attacked pictures together: what an attack must take before a defence is judged
 _COST = 2  # times the budget that an attack on the victim alone needs
-_CERTIFIED = {0.004: 0.85, 0.008: 0.76, 0.012: 0.62}  # docs/promises.md
+_CERTIFIED = {eps: least for eps, (least, _) in CERTIFIED.items() if least is not None}
 
 
 @dataclass(frozen=True, slots=True)
