@@ -16,7 +16,7 @@ from typing import Any
 from dicomguard.association import AssociationEvent
 from dicomguard.decision import REFUSED, Decision, Disposition, Fault, Reason, Verdict
 from dicomguard.errors import LedgerError
-from dicomguard.ledger import Ledger
+from dicomguard.ledger import Ledger, Review
 from dicomguard.screen import evidence
 from dicomguard.screen.examine import Examined, Examiner
 from dicomguard.screen.verdicts import Rules, Standing, decide_claim
@@ -58,6 +58,7 @@ class Screener:
         self._now = now
         self._retries: list[tuple[Claim, bool]] = []
         self._ahead: dict[Path, Examined] = {}
+        self._reported: set[tuple[str, str]] = set()
         self._next_reviews_s = 0.0
         self._next_watch_s = 0.0
 
@@ -164,27 +165,49 @@ class Screener:
     def _ingest_journal(self) -> bool:
         did = False
         for name, lines in journal.finished(self._spool.root):
-            events = []
-            for line in lines:
-                try:
-                    events.append(AssociationEvent.from_json(line))
-                except (KeyError, TypeError, ValueError):
-                    _log.warning("A line of the association journal %s cannot be read; left out.", name)
-            self._ledger.record_associations(name, events)
-            journal.discard(self._spool.root, name)
-            did = True
+            if isinstance(lines, OSError):
+                self._report(lines, "journal_unreadable", "", {"journal": name}, "journal")
+                continue
+            try:
+                self._ledger.record_associations(name, _association_events(name, lines))
+                journal.discard(self._spool.root, name)
+            except LedgerError:
+                raise
+            except Exception as error:  # noqa: BLE001  # one file must not stop the others, and screening even less
+                self._report(error, "journal_unreadable", "", {"journal": name}, "journal")
+            else:
+                did = True
         return did
 
     def _finish_reviews(self) -> None:
-        """Carry out rulings whose files have not moved: the command was interrupted, or quicker than our own `hold`."""
+        """Carry out rulings whose files have not moved: the command was interrupted, or quicker than our own `hold`.
+
+        One that cannot be carried out is tried again the next time, and stops neither the others nor screening.
+        """
         for review in self._ledger.reviews():
-            if not self._spool.quarantined(review.decision_id):
-                continue
-            if review.action == "release":
-                queued = {d.destination for d in self._ledger.deliveries(decision_id=review.decision_id)}
-                self._spool.release(review.decision_id, sorted(queued))
-            else:
-                self._spool.reject(review.decision_id)
+            try:
+                self._finish_review(review)
+            except LedgerError:
+                raise
+            except Exception as error:  # noqa: BLE001  # whatever is wrong with one decision's files
+                detail = {"decision_id": review.decision_id, "action": review.action}
+                self._report(error, "review_unfinished", review.study_instance_uid, detail, "decision_id")
+
+    def _finish_review(self, review: Review) -> None:
+        if not self._spool.quarantined(review.decision_id):
+            return
+        if review.action == "release":
+            queued = {d.destination for d in self._ledger.deliveries(decision_id=review.decision_id)}
+            self._spool.release(review.decision_id, sorted(queued))
+        else:
+            self._spool.reject(review.decision_id)
+
+    def _report(self, error: Exception, kind: str, uid: str, detail: dict[str, Any], about: str) -> None:
+        """Tell people of something that is tried again and again: in the log once a run, as an alarm once."""
+        if (kind, detail[about]) not in self._reported:
+            _log.error("%s %s: %s.", about, detail[about], kind, exc_info=error)
+            self._alarm(kind, uid, {**detail, "error": type(error).__name__}, about)
+            self._reported.add((kind, detail[about]))
 
     def _screen(self, claim: Claim, *, is_overdue: bool) -> None:
         """Screen one claim to its end, or count a strike; not for a ledger that is away, which is no fault of it."""
@@ -317,9 +340,12 @@ class Screener:
                 detail = {"decision_id": decision.decision_id, "forwarded_before": forwarded}
                 self._alarm("doubt_after_forward", uid, detail)
 
-    def _alarm(self, kind: str, uid: str, detail: dict[str, Any]) -> None:
-        """Record an alarm about a decision, once: what was interrupted after recording it comes by here again."""
-        if not any(event.detail.get("decision_id") == detail["decision_id"] for event in self._ledger.events(kind)):
+    def _alarm(self, kind: str, uid: str, detail: dict[str, Any], about: str = "decision_id") -> None:
+        """Record an alarm about a decision, once: what was interrupted after recording it comes by here again.
+
+        `about`: the entry of `detail` that says what it is about, where that is something else.
+        """
+        if not any(event.detail.get(about) == detail[about] for event in self._ledger.events(kind)):
             self._ledger.record_event(kind, uid, detail)
 
     def _route(self, claim: Claim, decision: Decision) -> None:
@@ -328,3 +354,14 @@ class Screener:
             self._spool.hold(claim, decision.decision_id, names)
             return
         self._spool.forward(claim, decision.decision_id, names, decision.destinations)
+
+
+def _association_events(name: str, lines: Sequence[dict[str, Any]]) -> list[AssociationEvent]:
+    """The lines that are events; the others are left out."""
+    events = []
+    for line in lines:
+        try:
+            events.append(AssociationEvent.from_json(line))
+        except (KeyError, TypeError, ValueError):
+            _log.warning("A line of the association journal %s cannot be read; left out.", name)
+    return events

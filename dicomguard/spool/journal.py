@@ -67,18 +67,36 @@ class JournalWriter:
                 file.close()
 
 
-def finished(root: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Journal files that nobody writes to any more: name and events, oldest first. A torn last line is left out."""
+def finished(root: Path) -> Iterator[tuple[str, list[dict[str, Any]] | OSError]]:
+    """Journal files that nobody writes to any more: name and events, oldest first. A torn last line is left out.
+
+    In place of the events the error where a file cannot be read: the files after it still come.
+    """
     folder = root / "journal"
     for path in folder.glob(f"*{_OPEN}"):
-        _adopt(path)
-    for path in sorted(folder.glob(f"*{_CLOSED}"), key=lambda path: path.stat().st_mtime_ns):
-        yield path.name, list(_events(path))
+        try:
+            _adopt(path)
+        except OSError as error:
+            yield path.name, error
+    for path in sorted(folder.glob(f"*{_CLOSED}"), key=_age):
+        try:
+            events = list(_events(path))
+        except OSError as error:
+            yield path.name, error
+        else:
+            yield path.name, events
 
 
 def discard(root: Path, name: str) -> None:
     """Remove a journal file whose events are in the ledger."""
     (root / "journal" / name).unlink(missing_ok=True)
+
+
+def _age(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _adopt(path: Path) -> None:
@@ -94,7 +112,7 @@ def _events(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text("ascii", "replace").splitlines():
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict):
             yield event

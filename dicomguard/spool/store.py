@@ -263,18 +263,28 @@ class Spool:
         folder = self.root / "quarantine" / decision_id
         names = [instance.name for instance in self.quarantined(decision_id)]
         self._send_out(folder, decision_id, names, destinations)
-        if (folder / EVIDENCE).is_dir():
-            (folder / EVIDENCE).rename(self.root / "store" / decision_id / EVIDENCE)
+        _move_evidence(folder, self.root / "store" / decision_id)
         _remove_if_empty(folder)
         return len(names)
 
     def reject(self, decision_id: str) -> int:
-        """From quarantine to `rejected/`: kept, never sent. Returns how many instances moved now."""
-        names = self.quarantined(decision_id)
-        if names:
-            (self.root / "quarantine" / decision_id).rename(self.root / "rejected" / decision_id)
-            fsync_folder(self.root / "rejected")
-        return len(names)
+        """From quarantine to `rejected/`: kept, never sent. Returns how many instances moved now.
+
+        One by one, into a folder that may hold some of them already: a ruling can be quicker than our own `hold`.
+        """
+        source, target = self.root / "quarantine" / decision_id, self.root / "rejected" / decision_id
+        instances, others = _instances(source)
+        if not instances:
+            return 0
+        target.mkdir(mode=0o700, exist_ok=True)
+        # The instances last: as long as one is left, whoever finishes the ruling comes back for the rest.
+        _move_evidence(source, target)
+        for path in (*others, *(instance.path for instance in instances)):
+            _move(path, target / path.name)
+        for folder in (target, target.parent):
+            fsync_folder(folder)
+        _remove_if_empty(source)
+        return len(instances)
 
     def _send_out(self, source: Path, decision_id: str, names: Iterable[str], destinations: Sequence[str]) -> None:
         kept = self.root / "store" / decision_id
@@ -494,6 +504,17 @@ def _move(source: Path, target: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def _move_evidence(source: Path, target: Path) -> None:
+    """The evidence of a decision, file by file: a part of it may lie there already."""
+    if not (source / EVIDENCE).is_dir():
+        return
+    (target / EVIDENCE).mkdir(mode=0o700, exist_ok=True)
+    for path in sorted((source / EVIDENCE).iterdir()):
+        _move(path, target / EVIDENCE / path.name)
+    fsync_folder(target / EVIDENCE)
+    _remove_if_empty(source / EVIDENCE)
 
 
 def _queue(source: Path, queue: Path) -> bool:

@@ -7,6 +7,7 @@ from dicomguard.errors import LedgerError
 from dicomguard.quarantine import Quarantine
 from dicomguard.spool import journal
 from tests.screen.conftest import CLEAN, LOW_MARGIN, NAN, RAISES, SUSPECT
+from tests.spool.conftest import everything
 
 FORWARD, HELD = Disposition.FORWARD, Disposition.QUARANTINE
 
@@ -273,6 +274,59 @@ def test_a_release_that_was_quicker_than_the_move_is_carried_out_later(site, mon
     assert len(outbound(site)) == 1
 
 
+def test_a_rejection_in_the_middle_of_the_move_is_finished_after_a_restart(site, monkeypatch):
+    for seed in range(1, 5):
+        site.send(SUSPECT, seed, study="1.2.3")
+    hold = site.spool.hold
+
+    def half(claim, decision_id, names):
+        hold(claim, decision_id, names[:2])
+        crash()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site.spool, "hold", half)
+        with pytest.raises(SystemExit):
+            site.screen()
+    Quarantine(site.spool, site.ledger, ["ai"]).reject("1.2.3", actor="dr", reason="manipulated")
+    screener = site.screener()
+    assert screener.recover() == 1
+    screener.step()
+    assert site.screener().recover() == 0
+    assert [place for place, _ in everything(site.spool)] == ["rejected"] * 4
+    assert site.ledger.events("review_unfinished") == []
+
+
+def test_a_ruling_that_cannot_be_carried_out_stops_neither_the_others_nor_screening(site, monkeypatch):
+    for n in (1, 2):
+        site.send(SUSPECT, n, study=f"1.2.{n}")
+        site.screen()
+    first, second = site.decisions()
+    reject = site.spool.reject
+
+    def stuck(decision_id):
+        if decision_id == first.decision_id:
+            raise OSError(39, "Directory not empty")
+        return reject(decision_id)
+
+    for decision in (first, second):
+        site.ledger.record_review(decision.decision_id, "reject", "dr", "manipulated")
+    site.send(CLEAN, 3, study="1.2.9")
+    with monkeypatch.context() as patch:
+        patch.setattr(site.spool, "reject", stuck)
+        screener = site.screener()
+        assert screener.recover() == 0
+        for _ in range(5):
+            site.screen(screener)
+            site.now_s += 31
+    assert len(outbound(site)) == 1
+    assert site.spool.quarantined(second.decision_id) == []
+    (event,) = site.ledger.events("review_unfinished")
+    assert (event.is_alarm, event.subject_uid, event.detail["decision_id"]) == (True, "1.2.1", first.decision_id)
+    assert len(site.spool.quarantined(first.decision_id)) == 1
+    screener.step()
+    assert site.spool.quarantined(first.decision_id) == []
+
+
 def test_a_study_that_waited_for_a_busy_screener_is_screened_like_any_other(site):
     screener = site.screener()
     site.send()
@@ -381,6 +435,30 @@ def test_association_events_reach_the_ledger_once(site):
     assert not screener.step()
     (event,) = site.ledger.associations()
     assert (event.kind, event.address) == ("rejected", "10.0.0.9")
+
+
+def test_a_journal_file_that_cannot_be_taken_in_stops_neither_the_next_nor_screening(site, monkeypatch):
+    (site.spool.root / "journal" / "bad.jsonl").mkdir()
+    for address in ("10.0.0.8", "10.0.0.9"):
+        writer = journal.JournalWriter(site.spool.root)
+        writer.append({"at": "2026-01-01T00:00:00+00:00", "kind": "rejected", "address": address})
+        writer.rotate()
+    record = site.ledger.record_associations
+
+    def odd(name, events):
+        if events[0].address == "10.0.0.8":
+            raise AttributeError("a defect of ours")
+        record(name, events)
+
+    monkeypatch.setattr(site.ledger, "record_associations", odd)
+    site.send()
+    screener = site.screen()
+    assert not screener.step()
+    assert len(outbound(site)) == 1
+    assert [event.address for event in site.ledger.associations()] == ["10.0.0.9"]
+    alarms = site.ledger.events("journal_unreadable")
+    assert [event.is_alarm for event in alarms] == [True, True]
+    assert "bad.jsonl" in {event.detail["journal"] for event in alarms}
 
 
 def test_no_patient_name_or_id_is_written_anywhere_but_in_the_instances(site, caplog):

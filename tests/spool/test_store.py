@@ -113,6 +113,27 @@ def test_rejected_is_kept_and_never_sent(spool, put):
     assert [place for place, _ in places(spool)] == ["rejected"]
 
 
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_what_comes_after_a_rejection_joins_what_was_rejected_before(spool, put, moved):
+    """The ruling was quicker than `hold`, or a crash came in the middle of either."""
+    for n in range(3):
+        put(f"1.{n}", data=bytes([n]))
+    claim = spool.claim(KEY)
+    names = [i.name for i in claim.instances]
+    spool.write_evidence(claim, "d1", "evidence.json", b"{}")
+    spool.hold(claim, "d1", names[:moved])
+    assert spool.reject("d1") == moved
+    spool.hold(claim, "d1", names)
+    spool.finish(claim)
+    (spool.root / "quarantine" / "d1" / "notes.txt").write_text("a person's")
+    assert spool.reject("d1") == 3 - moved
+    assert spool.reject("d1") == 0
+    assert places(spool) == [("rejected", name) for name in sorted(names)]
+    assert (spool.evidence("d1") / "evidence.json").read_bytes() == b"{}"
+    assert (spool.root / "rejected" / "d1" / "notes.txt").is_file()
+    assert not (spool.root / "quarantine" / "d1").exists()
+
+
 def test_attempts_are_counted_on_disk_and_a_failed_claim_can_be_queued_again(spool, put):
     put()
     claim = spool.claim(KEY)
@@ -233,6 +254,15 @@ def test_journal_files_reach_the_screener_once_closed_or_orphaned(spool):
     assert [events for _, events in journal.finished(spool.root)] == [[{"n": 3}]]
     writer.rotate()
     assert sorted(events[0]["n"] for _, events in journal.finished(spool.root)) == [2, 3]
+
+
+def test_a_journal_file_that_cannot_be_read_does_not_hide_the_next(spool):
+    (spool.root / "journal" / "bad.jsonl").mkdir()
+    (spool.root / "journal" / "worse.open").mkdir()
+    (spool.root / "journal" / "deep.jsonl").write_text("[" * 100_000 + "\n" + json.dumps({"n": 2}))
+    found = dict(journal.finished(spool.root))
+    assert found["deep.jsonl"] == [{"n": 2}]
+    assert {name for name, events in found.items() if isinstance(events, OSError)} == {"bad.jsonl", "worse.open"}
 
 
 def test_parts_that_nobody_finished_are_swept(spool):
