@@ -3,6 +3,15 @@
 Every error says what happened, to which file or UID, and what to do next. No error text carries patient data.
 """
 
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+# The process, or the machine, has no more of something: whatever is looked at now fails the same way.
+SHORTAGES: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+_OF_THE_HOST: Final = SHORTAGES | {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOLCK, errno.ESTALE}
+
 
 class DicomguardError(Exception):
     """Base of everything raised on purpose. `advice` is the next step for a person, "" where there is none."""
@@ -29,6 +38,10 @@ class OutOfSpaceError(SpoolError):
     """The spool's volume is full, or over its watermark. The sender keeps the data (status 0xA700)."""
 
 
+class HostError(DicomguardError):
+    """The host cannot do its part just now: no process can be started. No fault of the instance at hand."""
+
+
 class EnvelopeError(SpoolError):
     """A file in the spool is not one that this node wrote, or was altered since."""
 
@@ -51,3 +64,17 @@ class ReviewError(DicomguardError):
 
 class DeliveryError(DicomguardError):
     """A destination cannot be reached, or refused what it was sent."""
+
+
+def is_of_the_host(error: BaseException | None) -> bool:
+    """Whether this error, or one that it was raised from, says nothing about the data at hand but about the machine.
+
+    A MemoryError is none of these: what one instance asks for can be too much on any machine.
+    """
+    while error is not None:
+        if isinstance(error, (HostError, OutOfSpaceError)):
+            return True
+        if isinstance(error, OSError) and error.errno in _OF_THE_HOST:
+            return True
+        error = error.__cause__
+    return False

@@ -21,7 +21,7 @@ EXPORTED_EVENT: Final = "evidence_exported"
 ALARMS: Final = frozenset(
     {
         *("uid_conflict", "doubt_after_forward", "overdue", "screening_failed", "stranger_in_spool"),
-        *("review_unfinished", "journal_unreadable"),
+        *("review_unfinished", "journal_unreadable", "routing_failed", "host_failing"),
         *("unknown_outbound", "altered_in_spool", "damaged_in_spool", "delivery_dead"),
         *("destination_failing", "destination_overdue", "ledger_truncated"),
         *("drift_moved", "drift_more_alarms", "false_hold_budget_spent"),

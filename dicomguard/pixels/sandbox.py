@@ -24,7 +24,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from dicomguard.decision import Fault, Reason
-from dicomguard.errors import DicomguardError
+from dicomguard.errors import HostError
 from dicomguard.pixels.header import Header
 from dicomguard.pixels.image import Image, StoredMapping
 from dicomguard.pixels.limits import Limits
@@ -49,7 +49,8 @@ class DecodeWorker:
     """A context manager around one decoding process, started with the context and replaced whenever it fails.
 
     Not for use by several threads at once, and not to be entered in a thread that ends before the context does: the
-    child dies with the thread that started it. Raises DicomguardError if no child can be started at all.
+    child dies with the thread that started it. Every question raises HostError, or OSError where the system starts no
+    process, if no child can be started: that is no fault of the instance, and the next question may be answered.
     """
 
     def __init__(self, limits: Limits = _DEFAULT_LIMITS) -> None:
@@ -147,7 +148,7 @@ class DecodeWorker:
                 # It died between two questions, which says nothing about this file.
                 self._stop()
                 if is_last:
-                    raise _GoneError(Fault(Reason.UNDECODABLE, "The decoder does not start.")) from error
+                    raise _not_starting() from error
             else:
                 self._wait_until = time.monotonic() + self._limits.wall_s(self._limits.base_cpu_s)
                 return
@@ -261,10 +262,7 @@ class DecodeWorker:
                 del gone
             if not ready or self._child is not child:
                 self._stop()
-                raise DicomguardError(
-                    "The decoding process does not start.",
-                    advice="See that the limits of this service (ulimit -v) allow 5 GiB of address space.",
-                )
+                raise _not_starting()
             self._is_ready = True
         assert self._child is not None
         return self._child
@@ -304,6 +302,13 @@ class _AnsweredError(Exception):
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.detail)
         self.fault = fault
+
+
+def _not_starting() -> HostError:
+    return HostError(
+        "The decoding process does not start.",
+        advice="See that the limits of this service (ulimit -v) allow 5 GiB of address space.",
+    )
 
 
 def _fault(head: dict[str, Any]) -> Fault:

@@ -1,7 +1,8 @@
 """The screener's loop: ingest the journal, claim what has settled, decide, record, route.
 
 Record, then route: after a crash a recorded decision is carried out and not made again. A claim that fails three times
-goes to `failed/`, where a person finds it; it is never forwarded and never deleted.
+goes to `failed/`, where a person finds it; it is never forwarded and never deleted. What fails for the host's sake (no
+process, no descriptor, no space), or with its decision recorded, is no fault of the claim: it is tried without end.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from dicomguard.association import AssociationEvent
 from dicomguard.decision import REFUSED, Decision, Disposition, Fault, Reason, Verdict
-from dicomguard.errors import LedgerError
+from dicomguard.errors import LedgerError, SpoolError, is_of_the_host
 from dicomguard.ledger import Ledger, Review
 from dicomguard.screen import evidence
+from dicomguard.screen.alarms import Alarms
 from dicomguard.screen.examine import Examined, Examiner
+from dicomguard.screen.turn import PAUSES_S, Turn
 from dicomguard.screen.verdicts import Rules, Standing, decide_claim
 from dicomguard.screen.watch import Watch
 from dicomguard.spool import journal
@@ -56,26 +60,34 @@ class Screener:
         self._watch = watch
         self._monotonic = monotonic
         self._now = now
-        self._retries: list[tuple[Claim, bool]] = []
+        self._alarms = Alarms(ledger, monotonic)
+        self._turns: list[Turn] = []
+        self._begun: set[str] = set()
+        self._has_strays = False
+        self._no_claims_before_s = 0.0
         self._ahead: dict[Path, Examined] = {}
-        self._reported: set[tuple[str, str]] = set()
         self._next_reviews_s = 0.0
         self._next_watch_s = 0.0
 
     def recover(self) -> int:
         """Take up what a former run left behind. Returns how many claims. To be done before the first step.
 
-        Raises LedgerError while the ledger is away; then nothing was counted, and it can be called again.
+        An attempt is counted for the claims that were being worked on when the process died (`Spool.begin`), and for no
+        others. Raises LedgerError while the ledger is away; it can be called again, and nothing is counted twice.
         """
         self._finish_reviews()
         left = self._spool.claims()
-        undecided = [claim for claim in left if not self._ledger.decisions_of_claim(claim.claim_id)]
-        self._retries.clear()
+        begun = self._spool.begun()
+        for claim_id in begun - {claim.claim_id for claim in left}:
+            self._spool.end(claim_id)
+        decided = {claim.claim_id for claim in left if self._ledger.decisions_of_claim(claim.claim_id)}
+        self._turns.clear()
+        self._begun.clear()
         for claim in left:
-            if claim in undecided:
-                self._strike(claim, is_overdue=False)
+            if claim.claim_id in begun - decided:
+                self._strike(Turn(claim), pause_s=0.0)
             else:
-                self._retries.append((claim, False))  # decided: the next steps carry it out
+                self._turns.append(Turn(claim))  # decided: the next steps carry it out
         return len(left)
 
     def step(self) -> bool:
@@ -92,40 +104,63 @@ class Screener:
         if self._monotonic() >= self._next_watch_s:
             self._next_watch_s = self._monotonic() + _WATCH_EVERY_S
             self._look_for_drift()
-        if self._retries:
-            retry, was_overdue = self._retries.pop(0)
-            self._screen(retry, is_overdue=was_overdue)
+        if self._has_strays:
+            self._take_up_strays()
+        place = next((n for n, turn in enumerate(self._turns) if turn.not_before_s <= self._monotonic()), None)
+        if place is not None:
+            self._try_again(self._turns.pop(place))
             return True
-        batch: list[tuple[Claim, bool]] = []
-        try:
-            for due in self._settling.due(self._monotonic()):
-                claim = self._spool.claim(due.study_key)
-                if claim is not None:
-                    batch.append((claim, due.is_endless))
-                    if due.is_late:
-                        self._sound_late(claim, is_endless=due.is_endless)
-                    if sum(len(claim.instances) for claim, _ in batch) >= _TOGETHER:
-                        break
-        except Exception:
-            self._retries += batch  # claimed, and nobody else would look at them before a restart
-            raise
+        batch = self._claim_what_is_due()
         self._screen_batch(batch)
         return did or bool(batch)
 
-    def _screen_batch(self, batch: Sequence[tuple[Claim, bool]]) -> None:
+    def _claim_what_is_due(self) -> list[Turn]:
+        batch: list[Turn] = []
+        if self._monotonic() < self._no_claims_before_s:
+            return batch
+        try:
+            for due in self._settling.due(self._monotonic()):
+                try:
+                    claim = self._spool.claim(due.study_key)
+                except (OSError, SpoolError) as error:
+                    # The studies behind it get their turn; what it has moved already is looked for by the next step.
+                    self._has_strays = True
+                    self._no_claims_before_s = self._monotonic() + PAUSES_S[0]
+                    self._alarms.blame_host(error)
+                    continue
+                if claim is not None:
+                    batch.append(Turn(claim, due.is_endless))
+                    if due.is_late:
+                        self._sound_late(claim, is_endless=due.is_endless)
+                    if sum(len(turn.claim.instances) for turn in batch) >= _TOGETHER:
+                        break
+        except Exception:
+            self._turns += batch  # claimed, and nobody else would look at them before a restart
+            self._has_strays = True
+            raise
+        return batch
+
+    def _take_up_strays(self) -> None:
+        """Claims that came about while something failed, and that nobody has in hand."""
+        known = {turn.claim.claim_id for turn in self._turns}
+        self._turns += [Turn(claim) for claim in self._spool.claims() if claim.claim_id not in known]
+        self._has_strays = False
+
+    def _screen_batch(self, batch: Sequence[Turn]) -> None:
         """Screen claims that were taken together; what the ledger's absence leaves over is retried one by one.
 
         A large study, which can only be the last one, is examined by itself, after the decisions on those before it.
         """
-        small = [claim for claim, is_overdue in batch if not is_overdue and len(claim.instances) < _TOGETHER]
+        small = [turn.claim for turn in batch if not turn.is_overdue and len(turn.claim.instances) < _TOGETHER]
         if len(small) > 1:
             self._look_ahead(small)
         try:
-            for place, (claim, is_overdue) in enumerate(batch):
+            for place, turn in enumerate(batch):
                 try:
-                    self._screen(claim, is_overdue=is_overdue)
+                    self._screen(turn)
                 except LedgerError:
-                    self._retries += batch[place + 1 :]
+                    for other in batch[place + 1 :]:
+                        self._wait(other, 0.0)
                     raise
         finally:
             self._ahead.clear()
@@ -137,6 +172,7 @@ class Screener:
         """
         instances = [instance for claim in claims for instance in claim.instances if not instance.receipt.fault]
         try:
+            self._begin(claims)
             found = self._examiner.examine(instances)
         except Exception:  # noqa: BLE001  # one claim's trouble must not become that of those beside it
             _log.exception("%d claims could not be examined together; each is now examined by itself.", len(claims))
@@ -166,7 +202,7 @@ class Screener:
         did = False
         for name, lines in journal.finished(self._spool.root):
             if isinstance(lines, OSError):
-                self._report(lines, "journal_unreadable", "", {"journal": name}, "journal")
+                self._alarms.report(lines, "journal_unreadable", "", {"journal": name}, "journal")
                 continue
             try:
                 self._ledger.record_associations(name, _association_events(name, lines))
@@ -174,7 +210,7 @@ class Screener:
             except LedgerError:
                 raise
             except Exception as error:  # noqa: BLE001  # one file must not stop the others, and screening even less
-                self._report(error, "journal_unreadable", "", {"journal": name}, "journal")
+                self._alarms.report(error, "journal_unreadable", "", {"journal": name}, "journal")
             else:
                 did = True
         return did
@@ -191,7 +227,7 @@ class Screener:
                 raise
             except Exception as error:  # noqa: BLE001  # whatever is wrong with one decision's files
                 detail = {"decision_id": review.decision_id, "action": review.action}
-                self._report(error, "review_unfinished", review.study_instance_uid, detail, "decision_id")
+                self._alarms.report(error, "review_unfinished", review.study_instance_uid, detail, "decision_id")
 
     def _finish_review(self, review: Review) -> None:
         if not self._spool.quarantined(review.decision_id):
@@ -202,42 +238,94 @@ class Screener:
         else:
             self._spool.reject(review.decision_id)
 
-    def _report(self, error: Exception, kind: str, uid: str, detail: dict[str, Any], about: str) -> None:
-        """Tell people of something that is tried again and again: in the log once a run, as an alarm once."""
-        if (kind, detail[about]) not in self._reported:
-            _log.error("%s %s: %s.", about, detail[about], kind, exc_info=error)
-            self._alarm(kind, uid, {**detail, "error": type(error).__name__}, about)
-            self._reported.add((kind, detail[about]))
-
-    def _screen(self, claim: Claim, *, is_overdue: bool) -> None:
-        """Screen one claim to its end, or count a strike; not for a ledger that is away, which is no fault of it."""
+    def _screen(self, turn: Turn) -> None:
+        """Screen one claim to its end, or put it back; not counted for a ledger that is away, no fault of it."""
+        claim = turn.claim
         try:
-            self._decide_and_route(claim, is_overdue=is_overdue)
+            self._begin([claim])
+            self._decide_and_route(claim, is_overdue=turn.is_overdue)
         except LedgerError:
-            self._retries.append((claim, is_overdue))
+            self._wait(turn, 0.0)
             raise
-        except Exception:  # noqa: BLE001  # whatever a claim does, the next one must get its turn
-            _log.exception("Claim %s, attempt %d, failed.", claim.claim_id, claim.attempt)
-            self._strike(claim, is_overdue=is_overdue)
-
-    def _strike(self, claim: Claim, *, is_overdue: bool) -> None:
-        try:
-            self._count_strike(claim, is_overdue=is_overdue)
-        except OSError:
-            # One claim that cannot even be moved must not stop the others; the next start tries again.
-            _log.exception("Claim %s stays where it is: it cannot be moved.", claim.claim_id)
-
-    def _count_strike(self, claim: Claim, *, is_overdue: bool) -> None:
-        if not claim.folder.is_dir():
-            return  # somebody has put it elsewhere meanwhile; there is nothing here to screen
-        if claim.attempt >= MAX_ATTEMPTS:
-            self._spool.fail(claim)
-            studies = sorted({i.study_instance_uid for i in claim.instances})
-            _log.error("Claim %s failed %d times; see 'dicomguard failed list'.", claim.claim_id, claim.attempt)
-            for uid in studies:
-                self._ledger.record_event("screening_failed", uid, {"claim_id": claim.claim_id})
+        except Exception as error:  # noqa: BLE001  # whatever a claim does, the next one must get its turn
+            self._fail(turn, error)
         else:
-            self._retries.append((self._spool.next_attempt(claim), is_overdue))
+            self._end(claim)
+
+    def _try_again(self, turn: Turn) -> None:
+        try:
+            claim = self._spool.reopen(turn.claim)
+        except (OSError, SpoolError) as error:
+            self._wait(replace(turn, failures=turn.failures + 1), turn.pause_s)
+            self._alarms.blame_host(error)
+            return
+        if claim is None:
+            self._end(turn.claim)  # somebody has put it elsewhere meanwhile; there is nothing here to screen
+        elif turn.is_struck and claim.attempt == turn.claim.attempt:
+            self._strike(replace(turn, claim=claim), pause_s=turn.pause_s)
+        else:
+            self._screen(replace(turn, claim=claim, is_struck=False))
+
+    def _fail(self, turn: Turn, error: Exception) -> None:
+        """Say what is to become of a claim that was not screened to its end: wait for better times, or a strike."""
+        claim = turn.claim
+        if not claim.folder.is_dir():
+            self._end(claim)
+            return
+        again = replace(turn, failures=turn.failures + 1)
+        try:
+            if is_of_the_host(error):
+                _log.error("Claim %s waits for %.0f s: %s", claim.claim_id, turn.pause_s, error)
+                self._alarms.blame_host(error)
+                is_own = False
+            else:
+                _log.error("Claim %s, attempt %d, failed.", claim.claim_id, claim.attempt, exc_info=error)
+                is_own = not self._ledger.decisions_of_claim(claim.claim_id)
+                if not is_own and again.failures >= MAX_ATTEMPTS:
+                    self._alarms.sound_claim("routing_failed", claim)
+        except LedgerError:
+            self._wait(again, turn.pause_s)
+            raise
+        if is_own:
+            self._strike(again, pause_s=turn.pause_s)
+        else:
+            self._wait(again, turn.pause_s)
+
+    def _strike(self, turn: Turn, *, pause_s: float) -> None:
+        """Count an attempt, or give the claim up after the last one. One that cannot be moved is kept for later."""
+        claim = turn.claim
+        try:
+            if claim.attempt >= MAX_ATTEMPTS:
+                self._alarms.sound_claim("screening_failed", claim)
+                self._spool.fail(claim)
+                _log.error("Claim %s failed %d times; see 'dicomguard failed list'.", claim.claim_id, claim.attempt)
+                self._end(claim)
+                return
+            claim = self._spool.next_attempt(claim)
+        except LedgerError:
+            self._turns.append(replace(turn, is_struck=True))
+            raise
+        except (OSError, SpoolError) as error:
+            _log.error("Claim %s stays where it is: it cannot be moved.", claim.claim_id, exc_info=error)
+            later_s = self._monotonic() + PAUSES_S[-1]
+            self._turns.append(replace(turn, not_before_s=later_s, is_struck=True))
+            return
+        self._wait(replace(turn, claim=claim, is_struck=False), pause_s)
+
+    def _wait(self, turn: Turn, pause_s: float) -> None:
+        """Back into the queue. The process has survived the claim, so a restart is no strike for it."""
+        self._end(turn.claim)
+        self._turns.append(replace(turn, not_before_s=self._monotonic() + pause_s))
+
+    def _begin(self, claims: Sequence[Claim]) -> None:
+        new = [claim for claim in claims if claim.claim_id not in self._begun]
+        if new:
+            self._spool.begin(new)
+            self._begun.update(claim.claim_id for claim in new)
+
+    def _end(self, claim: Claim) -> None:
+        self._begun.discard(claim.claim_id)
+        self._spool.end(claim.claim_id)
 
     def _carry_out(self, claim: Claim, decisions: Sequence[Decision]) -> None:
         """Do what is recorded about this claim, now or again after a crash."""
@@ -326,7 +414,7 @@ class Screener:
         )
         if Reason.UID_CONFLICT in decision.reasons:
             uids = [i.sop_instance_uid for i in decision.instances]
-            self._alarm("uid_conflict", uid, {"decision_id": decision.decision_id, "instances": uids})
+            self._alarms.sound("uid_conflict", uid, {"decision_id": decision.decision_id, "instances": uids})
         is_doubted = decision.verdict in {Verdict.SUSPECT, Verdict.INCONCLUSIVE}
         if is_doubted and decision.version > 1 and REFUSED.isdisjoint(decision.reasons):
             released = {review.decision_id for review in self._ledger.reviews() if review.action == "release"}
@@ -338,15 +426,7 @@ class Screener:
             ]
             if forwarded:
                 detail = {"decision_id": decision.decision_id, "forwarded_before": forwarded}
-                self._alarm("doubt_after_forward", uid, detail)
-
-    def _alarm(self, kind: str, uid: str, detail: dict[str, Any], about: str = "decision_id") -> None:
-        """Record an alarm about a decision, once: what was interrupted after recording it comes by here again.
-
-        `about`: the entry of `detail` that says what it is about, where that is something else.
-        """
-        if not any(event.detail.get(about) == detail[about] for event in self._ledger.events(kind)):
-            self._ledger.record_event(kind, uid, detail)
+                self._alarms.sound("doubt_after_forward", uid, detail)
 
     def _route(self, claim: Claim, decision: Decision) -> None:
         names = [instance.file_name for instance in decision.instances]

@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dicomguard.errors import EnvelopeError, NotFoundError, SpoolError
+from dicomguard.errors import SHORTAGES, EnvelopeError, NotFoundError, SpoolError
 from dicomguard.spool import envelope
 from dicomguard.spool.incoming import SUFFIX, Incoming, fsync_folder
 from dicomguard.study import Instance, Quiet, StudyKey, is_overdue, is_settled, observe
@@ -46,6 +46,7 @@ _FOLDERS = (
     "locks",
 )
 EVIDENCE = "evidence"
+_BEGUN = "begun."
 _CLAIM = re.compile(r"(?:[0-9a-f]{32}|unidentified)\.[0-9a-f]{32}(?:\.[0-9]+)?")
 
 
@@ -149,27 +150,54 @@ class Spool:
         return _instances(self.root / "incoming" / key)[0]
 
     def claim(self, key: StudyKey) -> Claim | None:
-        """Move a study's files, one by one, into a new claim, which holds just what was moved here. None if nothing."""
+        """Move a study's files, one by one, into a new claim, which holds just what was moved here. None if nothing.
+
+        Raises OSError or SpoolError; what was moved by then stays in `claimed/`, to be found by `claims`.
+        """
         source = self.root / "incoming" / key
         claim_id = uuid.uuid4().hex
         folder = self.root / "claimed" / f"{key}.{claim_id}.1"
-        folder.mkdir(mode=0o700)
         try:
             names = sorted(entry.name for entry in source.iterdir())
         except FileNotFoundError:
-            names = []
-        fsync_folder(folder.parent)
-        moved = [name for name in names if _move(source / name, folder / name)]
-        _remove_if_empty(source)
-        if not moved:
-            folder.rmdir()
             return None
-        fsync_folder(folder)
-        return _open_claim(folder)
+        folder.mkdir(mode=0o700)
+        try:
+            fsync_folder(folder.parent)
+            moved = [name for name in names if _move(source / name, folder / name)]
+            _remove_if_empty(source)
+            if moved:
+                fsync_folder(folder)
+        finally:
+            _remove_if_empty(folder)
+        return _open_claim(folder) if moved else None
 
     def claims(self) -> list[Claim]:
         """Claims that a former run left behind, oldest first."""
         return _open_claims(self.root / "claimed")
+
+    def reopen(self, claim: Claim) -> Claim | None:
+        """A claim as it lies in `claimed/` now, whatever was moved meanwhile; None when it is not there any more."""
+        found = sorted((self.root / "claimed").glob(f"{claim.study_key}.{claim.claim_id}.*"))
+        return _open_claim(found[-1]) if found else None
+
+    def begin(self, claims: Iterable[Claim]) -> None:
+        """Note, durably, that these claims are worked on from now: what kills the process may be one of them."""
+        for claim in claims:
+            self._note(claim.claim_id).touch(mode=0o600)
+        fsync_folder(self.root / "locks")
+
+    def end(self, claim_id: str) -> None:
+        """The process has survived the work on this claim. A note that stays behind costs an attempt, no more."""
+        with suppress(OSError):
+            self._note(claim_id).unlink()
+
+    def begun(self) -> set[str]:
+        """The claims that were worked on when the last process died, and perhaps some that were not."""
+        return {path.name.removeprefix(_BEGUN) for path in (self.root / "locks").glob(f"{_BEGUN}*")}
+
+    def _note(self, claim_id: str) -> Path:
+        return self.root / "locks" / f"{_BEGUN}{claim_id}"
 
     def next_attempt(self, claim: Claim) -> Claim:
         """Count one more attempt, durably, before it is made."""
@@ -466,7 +494,7 @@ def _purge(folder: Path, count: int) -> int:
 
 
 def _instances(folder: Path) -> tuple[list[Instance], list[Path]]:
-    """Instances of a folder in order of receipt, and the files that are none."""
+    """Instances of a folder in order of receipt, and the files that are none. Raises OSError, EnvelopeError."""
     instances: list[Instance] = []
     strangers: list[Path] = []
     try:
@@ -476,7 +504,9 @@ def _instances(folder: Path) -> tuple[list[Instance], list[Path]]:
     for path in entries:
         try:
             instances.append(envelope.read(path))
-        except EnvelopeError:
+        except EnvelopeError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in SHORTAGES:
+                raise  # no descriptor left: that is not what makes a file a stranger
             if path.exists():
                 strangers.append(path)
     instances.sort(key=lambda instance: (instance.receipt.received_at, instance.name))

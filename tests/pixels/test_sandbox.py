@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from dicomguard import phantom
 from dicomguard.decision import Fault, Reason
+from dicomguard.errors import HostError
 from dicomguard.pixels.header import Header
 from dicomguard.pixels.limits import Limits
 from dicomguard.pixels.reader import images
@@ -108,6 +110,27 @@ def test_a_child_that_died_between_questions_is_replaced_without_a_fault(worker:
     os.kill(worker.pid, signal.SIGKILL)
     os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
     assert isinstance(worker.header(*place, []), Header)
+
+
+def test_a_decoder_that_does_not_start_is_no_fault_of_the_file(
+    worker: DecodeWorker, chest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = located(worker, chest)
+    worker._stop()
+    with monkeypatch.context() as patch:
+        patch.setattr("dicomguard.pixels.sandbox.sys.executable", "/bin/false")
+        with pytest.raises(HostError, match="does not start"):
+            worker.header(*place, [])
+    mute = SimpleNamespace(stdin=SimpleNamespace(write=broken_pipe))
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "_started", lambda: mute)
+        with pytest.raises(HostError, match="does not start"):
+            worker.header(*place, [])
+    assert isinstance(worker.header(*place, []), Header)
+
+
+def broken_pipe(_line: bytes) -> None:
+    raise BrokenPipeError
 
 
 def test_a_hung_child_is_given_up(chest: Path) -> None:

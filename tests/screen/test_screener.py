@@ -1,11 +1,13 @@
+import errno
 import json
+from contextlib import suppress
 
 import pytest
 
 from dicomguard.decision import REFUSED, Disposition, Policy, Reason, Verdict
-from dicomguard.errors import LedgerError
+from dicomguard.errors import EnvelopeError, HostError, LedgerError
 from dicomguard.quarantine import Quarantine
-from dicomguard.spool import journal
+from dicomguard.spool import journal, store
 from tests.screen.conftest import CLEAN, LOW_MARGIN, NAN, RAISES, SUSPECT
 from tests.spool.conftest import everything
 
@@ -382,11 +384,194 @@ def test_an_error_that_stays_counts_three_strikes_within_one_run(site, monkeypat
     screener = site.screener()
     screener.step()
     site.now_s += 11
-    for strikes in range(1, 4):
+    for pause_s in (1, 30, None):
         assert site.spool.failed() == []
-        assert screener.step(), strikes
+        assert screener.step()
+        assert not screener.step()
+        if pause_s is not None:
+            site.now_s += pause_s - 0.1
+            assert not screener.step()
+            site.now_s += 0.1
     assert len(site.spool.failed()) == 1
     assert outbound(site) == []
+
+
+def test_a_claim_that_waits_for_its_next_attempt_does_not_keep_others_waiting(site, monkeypatch):
+    site.send(seed=1)
+    screener = site.screener()
+    with monkeypatch.context() as patch:
+        patch.setattr("dicomguard.screen.screener.decide_claim", fail)
+        site.screen(screener)
+    site.send(seed=2)
+    screener.step()
+    site.now_s += 0.5
+    screener._settling._quiet_s = 0.1
+    assert screener.step()
+    assert len(outbound(site)) == 1
+    site.now_s += 1
+    screener.step()
+    assert len(outbound(site)) == 2
+
+
+def no_process(*_args, **_kwargs):
+    raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+
+def no_space(*_args, **_kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def no_descriptor(*_args, **_kwargs):
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def no_decoder(*_args, **_kwargs):
+    raise HostError("The decoding process does not start.")
+
+
+@pytest.mark.parametrize(
+    ("what", "trouble"),
+    [
+        pytest.param("dicomguard.pixels.sandbox.subprocess.Popen", no_process, id="no-process"),
+        pytest.param("dicomguard.pixels.sandbox.DecodeWorker._started", no_decoder, id="decoder-does-not-start"),
+        pytest.param("dicomguard.spool.store.os.link", no_space, id="no-space-after-the-decision"),
+        pytest.param("dicomguard.spool.store.Spool.begin", no_space, id="no-space-before-it"),
+        pytest.param("dicomguard.spool.envelope.os.open", no_descriptor, id="no-descriptor"),
+    ],
+)
+def test_a_trouble_of_the_host_costs_no_claim_anything_however_long_it_lasts(site, monkeypatch, what, trouble):
+    for n in range(5):
+        site.send(CLEAN, n, study=f"1.2.{n}")
+    site.worker._stop()
+    with monkeypatch.context() as patch:
+        patch.setattr(what, trouble)
+        for _ in range(4):  # restarts do not help, and do no harm
+            screener = site.screener()
+            for _ in range(8):
+                for act in (screener.recover, screener.step):
+                    with suppress(OSError, EnvelopeError):  # the loop around us goes on
+                        act()
+                site.now_s += 400
+        assert site.spool.failed() == []
+        alarms = site.ledger.events("host_failing")
+        assert alarms
+        assert len(alarms) <= 4 * 8
+    screener = site.screener()
+    screener.recover()
+    assert {claim.attempt for claim in site.spool.claims()} <= {1}
+    site.screen(screener)
+    assert len(outbound(site)) == 5
+    assert site.spool.claims() == site.spool.failed() == []
+    assert site.ledger.events("stranger_in_spool") == []
+    assert site.spool.begun() == set()
+
+
+def test_the_host_is_blamed_once_an_hour(site, monkeypatch):
+    monkeypatch.setattr(site.worker, "header", no_process)
+    site.send(seed=1)
+    site.send(seed=2)
+    screener = site.screen()
+    for _ in range(12):
+        site.now_s += 300
+        screener.step()
+        screener.step()
+    assert len(site.ledger.events("host_failing")) == 2
+    assert site.ledger.events("host_failing")[0].is_alarm
+
+
+def test_a_claim_with_a_recorded_decision_is_never_given_up(site, monkeypatch):
+    site.send()
+    with monkeypatch.context() as patch:
+        patch.setattr(site.spool, "forward", fail)
+        screener = site.screen()
+        for _ in range(9):
+            site.now_s += 300
+            screener.step()
+        screener = site.screener()
+        screener.recover()
+        screener.step()
+    assert site.spool.failed() == site.ledger.events("screening_failed") == []
+    (event,) = site.ledger.events("routing_failed")
+    assert event.is_alarm
+    site.now_s += 300
+    screener.step()
+    assert len(outbound(site)) == 1
+
+
+def test_a_claim_that_cannot_be_moved_to_failed_is_kept_for_another_try(site, monkeypatch):
+    site.send(seed=1, study="1.2.3")
+    site.send(seed=2, study="1.2.3")
+    give_up = site.spool.fail
+
+    def half(claim):
+        first = claim.instances[0]
+        target = site.spool.root / "failed" / f"{claim.study_key}.{claim.claim_id}"
+        target.mkdir()
+        first.path.rename(target / first.name)
+        no_space()
+
+    monkeypatch.setattr("dicomguard.screen.screener.decide_claim", fail)
+    monkeypatch.setattr(site.spool, "fail", half)
+    screener = site.screen()
+    for _ in range(2):
+        site.now_s += 30
+        screener.step()
+    assert [claim.attempt for claim in site.spool.claims()] == [3]
+    monkeypatch.setattr(site.spool, "fail", give_up)
+    assert not screener.step()
+    site.now_s += 300
+    assert screener.step()
+    assert site.spool.claims() == []
+    assert [len(claim.instances) for claim in site.spool.failed()] == [2]
+    assert len(site.ledger.events("screening_failed")) == 1
+
+
+def test_a_restart_strikes_only_what_was_being_worked_on(site, monkeypatch):
+    site.send(seed=1, study="1.2.1")
+    screener = site.screener()
+    screener.step()
+    site.now_s += 1
+    for seed in range(16):  # too many to be looked at together with others
+        site.send(seed=seed, study="1.2.2", SOPInstanceUID=f"1.2.2.{seed}")
+    screener.step()
+    site.now_s += 11
+    with monkeypatch.context() as patch:
+        patch.setattr(site.ledger, "record_decisions", crash)
+        with pytest.raises(SystemExit):
+            screener.step()
+    screener = site.screener()
+    with monkeypatch.context() as patch:
+        patch.setattr(site.ledger, "decisions_of_claim", away)
+        with pytest.raises(LedgerError):
+            screener.recover()
+    for _ in range(3):  # counted once
+        assert screener.recover() == 2
+    attempts = {claim.instances[0].study_instance_uid: claim.attempt for claim in site.spool.claims()}
+    assert attempts == {"1.2.1": 2, "1.2.2": 1}
+    site.screen(screener)
+    assert len(outbound(site)) == 17
+
+
+def test_what_a_claim_moved_before_it_failed_is_taken_up_by_the_next_step(site, monkeypatch):
+    for n in (1, 2):
+        site.send(seed=n, study=f"1.2.{n}")
+    screener = site.screener()
+    screener.step()
+    site.now_s += 11
+    sync, seen = store.fsync_folder, []
+
+    def once(folder):
+        if folder.parent.name == "claimed" and not seen:
+            seen.append(folder)
+            raise OSError(errno.EIO, "Input/output error")
+        sync(folder)
+
+    monkeypatch.setattr(store, "fsync_folder", once)
+    while screener.step():
+        pass
+    assert seen
+    assert len(outbound(site)) == 2
+    assert site.spool.claims() == []
 
 
 def test_a_ledger_that_is_away_costs_no_strike(site, monkeypatch):
