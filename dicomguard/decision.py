@@ -63,15 +63,17 @@ class Reason(StrEnum):
     INVALID_UID = "invalid_uid"
     UID_MISMATCH = "uid_mismatch"
     UID_CONFLICT = "uid_conflict"
+    IDENTITY_MISMATCH = "identity_mismatch"
     ALTERED_IN_SPOOL = "altered_in_spool"
     STUDY_QUARANTINED = "study_quarantined"
     OVERDUE = "overdue"
 
 
 # Faults of the transfer itself, not of the detector. Held whatever the mode and the policy say: the sender was told
-# that the instance was refused, or two different data sets claim one UID, or the file changed after it was received.
+# that the instance was refused, or two different data sets claim one UID, or the file changed after it was received, or
+# it is another instance for one reader of it than for the next.
 REFUSED = frozenset({Reason.UID_MISMATCH, Reason.UNPARSABLE, Reason.MISSING_UID, Reason.INVALID_UID})
-ALWAYS_HELD = REFUSED | {Reason.UID_CONFLICT, Reason.ALTERED_IN_SPOOL}
+ALWAYS_HELD = REFUSED | {Reason.UID_CONFLICT, Reason.IDENTITY_MISMATCH, Reason.ALTERED_IN_SPOOL}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from dicomguard.pixels.image import Image
 from dicomguard.pixels.sandbox import DecodeWorker
 from dicomguard.scoring import noise
 from dicomguard.screen.protected import Protected, first_match
-from dicomguard.study import Instance
+from dicomguard.study import Instance, Receipt
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +105,12 @@ class Examiner:
             return Examined(instance, accepted(header))
         if header.sha256 != receipt.sha256:
             return Examined(instance, Fault(Reason.ALTERED_IN_SPOOL, "the data set is not the one that was received"))
+        if others := misnamed(header, receipt):
+            # What was filed, queued and decided under these names is another instance for whoever reads all of it.
+            detail = (
+                f"read as a whole, the data set has another {' and '.join(others)} than its head, where it was filed"
+            )
+            return Examined(instance, Fault(Reason.IDENTITY_MISMATCH, detail), header)
         if not header.is_image:
             return Examined(instance, Fault(Reason.NON_IMAGE), header)
         model = first_match(self._models, header.attributes)
@@ -158,6 +164,20 @@ class Examiner:
             for item, image in batch
         ]
         return scorer.score(scorer.prepare([image for _, image in batch]), seeds)
+
+
+def misnamed(header: Header, receipt: Receipt) -> list[str]:
+    """The UIDs of a data set that are not those of its receipt. Neither has padding (PS3.5 section 9.1).
+
+    The receiver walks no further than group 0020, and by other code: where the two disagree, somebody made them.
+    """
+    pairs = {
+        "SOP Class UID": (header.sop_class_uid, receipt.sop_class_uid),
+        "SOP Instance UID": (header.sop_instance_uid, receipt.sop_instance_uid),
+        "Study Instance UID": (header.study_instance_uid, receipt.study_instance_uid),
+        "Series Instance UID": (header.series_instance_uid, receipt.series_instance_uid),
+    }
+    return [name for name, (read, received) in pairs.items() if read != received]
 
 
 def accepted(fault: Fault) -> Fault:

@@ -23,6 +23,7 @@ from dicomguard.study import Receipt, Uid, utc_now
 
 CLEAN, SUSPECT, LOW_MARGIN, NAN, RAISES = 0, 512, 1024, 2048, 4095
 EXPLICIT = "1.2.840.10008.1.2.1"
+DX = "1.2.840.10008.5.1.4.1.1.1.1"
 THRESHOLDS = Thresholds(statistic=3.0, alpha=0.05, margin_floor=0.5, paper_theta=(0.1, 0.2), paper_level=1)
 
 
@@ -95,7 +96,7 @@ class Site:
     def decisions(self):
         return list(self.ledger.decisions())
 
-    def put(self, data, sop, study, *, fault="", sop_class="1.2.840.10008.5.1.4.1.1.1.1", syntax=EXPLICIT):
+    def put(self, data, sop, study, *, series="", fault="", sop_class=DX, syntax=EXPLICIT):
         part = self.spool.incoming(reserve_bytes=0).begin(
             sop_class_uid=sop_class,
             sop_instance_uid=sop,
@@ -114,7 +115,7 @@ class Site:
                 sop_instance_uid=Uid(sop),
                 transfer_syntax_uid=Uid(syntax),
                 study_instance_uid=Uid(study),
-                series_instance_uid=Uid(f"{study}.1"),
+                series_instance_uid=Uid(series or f"{study}.1"),
                 sha256="",
                 size_bytes=0,
                 fault=fault,
@@ -131,7 +132,8 @@ class Site:
             dataset.StudyInstanceUID = study
         for keyword, value in changes.items():
             setattr(dataset, keyword, value)
-        return self.put(encode(dataset), str(dataset.SOPInstanceUID), str(dataset.StudyInstanceUID))
+        uids = (str(dataset.SOPInstanceUID), str(dataset.StudyInstanceUID))
+        return self.put(encode(dataset), *uids, series=str(dataset.SeriesInstanceUID))
 
 
 def encode(dataset):

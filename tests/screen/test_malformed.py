@@ -17,7 +17,9 @@ LIMIT_S = 2.0
 
 
 @pytest.mark.parametrize("in_command", [True, False], ids=["uids-of-the-file", "uids-missing"])
-def test_every_malformed_file_ends_somewhere_with_a_reason(tmp_path, data_dir, in_command):
+def test_every_malformed_file_ends_somewhere_with_a_reason(tmp_path, data_dir, in_command, monkeypatch):
+    # The receipts' UIDs are made up, so that no two of the files contradict each other.
+    monkeypatch.setattr("dicomguard.screen.examine.misnamed", lambda header, receipt: [])
     files = sorted(path for path in (data_dir / "malformed_dicom").rglob("*") if path.is_file())
     assert len(files) > 300
     slowest = ("", 0.0)

@@ -302,7 +302,7 @@ def test_a_failed_claim_that_was_screened_again_is_found_under_its_later_decisio
         path.unlink()
     assert isinstance(Locator(site.spool, site.ledger, {}).locate(decision)[0], Lost)
     receipt = instance.receipt
-    site.put(data, receipt.sop_instance_uid, receipt.study_instance_uid)
+    site.put(data, receipt.sop_instance_uid, receipt.study_instance_uid, series=receipt.series_instance_uid)
     assert isinstance(Locator(site.spool, site.ledger, {}).locate(decision)[0], Located)  # in incoming/
     site.screen()
     assert len(site.decisions()) == 2

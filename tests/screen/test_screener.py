@@ -4,11 +4,13 @@ from contextlib import suppress
 
 import pytest
 
+from dicomguard import phantom
 from dicomguard.decision import REFUSED, Disposition, Policy, Reason, Verdict
 from dicomguard.errors import EnvelopeError, HostError, LedgerError
 from dicomguard.quarantine import Quarantine
+from dicomguard.receive import head
 from dicomguard.spool import journal, store
-from tests.screen.conftest import CLEAN, LOW_MARGIN, NAN, RAISES, SUSPECT
+from tests.screen.conftest import CLEAN, EXPLICIT, LOW_MARGIN, NAN, RAISES, SUSPECT, encode
 from tests.spool.conftest import everything
 
 FORWARD, HELD = Disposition.FORWARD, Disposition.QUARANTINE
@@ -96,14 +98,12 @@ def test_a_report_is_no_image(site):
     import pydicom
     from pydicom.uid import generate_uid
 
-    from tests.screen.conftest import encode
-
     report = pydicom.Dataset()
     report.file_meta = pydicom.dataset.FileMetaDataset()
     report.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"
     report.SOPInstanceUID = generate_uid()
     report.StudyInstanceUID = "1.2.3"
-    report.SeriesInstanceUID = "1.2.3.4"
+    report.SeriesInstanceUID = "1.2.3.1"
     report.Modality = "SR"
     site.put(encode(report), str(report.SOPInstanceUID), "1.2.3", sop_class=str(report.SOPClassUID))
     site.screen()
@@ -204,6 +204,58 @@ def test_a_file_that_changed_after_it_was_received_is_held(site):
     instance.path.write_bytes(data)
     site.screen()
     assert site.decisions()[0].reasons == (Reason.ALTERED_IN_SPOOL,)
+
+
+NAMES = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+
+
+def named(site, dataset, **others):
+    """Receive a data set whose receipt says `others`, as that of a receiver does which reads the head otherwise."""
+    said = {name: str(dataset.get(name, "")) for name in NAMES} | others
+    uids = {"series": said["SeriesInstanceUID"], "sop_class": said["SOPClassUID"]}
+    return site.put(encode(dataset), said["SOPInstanceUID"], said["StudyInstanceUID"], **uids)
+
+
+@pytest.mark.parametrize("mode", ["enforce", "shadow"])
+@pytest.mark.parametrize("other", ["1.2.3.9", ""])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_data_set_that_is_another_instance_than_its_receipt_says_is_always_held(site, name, other, mode):
+    site.mode = mode
+    site.policy = Policy(*["forward"] * 6)
+    dataset = phantom.make(1, opacity=False, rows=64, columns=64)
+    if other:
+        setattr(dataset, name, "1.2.3.7")
+        named(site, dataset, **{name: other})
+    else:  # its head, as far as the receiver looks, has none
+        was = str(dataset[name].value)
+        del dataset[name]
+        named(site, dataset, **{name: was})
+    site.screen()
+    (decision,) = site.decisions()
+    assert (decision.disposition, decision.reasons) == (HELD, (Reason.IDENTITY_MISMATCH,))
+    assert decision.verdict is Verdict.INCONCLUSIVE
+    words = {"SOPClassUID": "SOP Class", "SOPInstanceUID": "SOP Inst", "StudyInstanceUID": "Study Inst"}
+    assert words.get(name, "Series Inst") in decision.instances[0].detail
+    assert outbound(site) == []
+
+
+@pytest.mark.parametrize("length", [9, 10, 62, 63, 64])
+@pytest.mark.parametrize("padding", [b"\0", b" ", b"\0\0\0\0", b"  ", b" \0"])
+def test_uids_are_the_same_however_they_are_padded(site, length, padding):
+    dataset = phantom.make(1, opacity=False, rows=64, columns=64)
+    uid = "1.2.840." + "1" * (length - 8)
+    dataset.StudyInstanceUID = uid
+    data = encode(dataset)
+    said = uid.encode() + b"\0" * (length % 2)
+    written = uid.encode() + (padding if (len(padding) + length) % 2 == 0 else padding * 2 + b" " * (length % 2))
+    before = b"\x20\0\x0d\0UI" + len(said).to_bytes(2, "little") + said
+    assert data.count(before) == 1
+    data = data.replace(before, b"\x20\0\x0d\0UI" + len(written).to_bytes(2, "little") + written)
+    seen = head.look(lambda size, offset: data[offset : offset + size], EXPLICIT)
+    assert seen.study_instance_uid == uid
+    site.put(data, seen.sop_instance_uid, seen.study_instance_uid, series=seen.series_instance_uid)
+    site.screen()
+    assert site.decisions()[0].disposition is FORWARD
 
 
 def test_an_unreadable_file_in_the_spool_is_set_aside_and_reported(site):

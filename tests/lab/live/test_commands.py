@@ -55,7 +55,8 @@ def send(desk, path, rows):
             data = source.path.read_bytes()[source.data_offset :]
             header = source.header
             uids = (str(header.sop_instance_uid), str(header.study_instance_uid))
-            desk.put(data, *uids, sop_class=str(header.sop_class_uid), syntax=str(header.transfer_syntax_uid))
+            others = {"series": str(header.series_instance_uid), "sop_class": str(header.sop_class_uid)}
+            desk.put(data, *uids, **others, syntax=str(header.transfer_syntax_uid))
 
 
 def test_every_file_is_accounted_for_and_comes_out_the_same_offline(desk, forged):
