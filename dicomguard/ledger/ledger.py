@@ -39,7 +39,7 @@ from dicomguard.ledger.records import (
     Review,
     RuledAction,
 )
-from dicomguard.study import Uid, key_of, utc_now
+from dicomguard.study import Receipt, Uid, key_of, utc_now
 
 _log = logging.getLogger(__name__)
 
@@ -209,18 +209,15 @@ class Ledger:
 
         What its sender was told is refused does not count: a UID that was claimed wrongly once stays free.
         """
-        table = tables.decision_instances
-        query = sa.select(
-            table.c.sha256, table.c.transfer_syntax_uid, table.c.decision_id, table.c.file_name, table.c.reasons
-        )
-        with self._reading() as connection:
-            found = connection.execute(
-                query.where(table.c.sop_key == key_of(sop_instance_uid)).order_by(table.c.id)
-            ).all()
+        return [known for known, reasons in self._instances_under(sop_instance_uid) if REFUSED.isdisjoint(reasons)]
+
+    def refused_instances(self, receipt: Receipt) -> list[KnownInstance]:
+        """The very same transfer, refused for the same fault before, oldest first."""
+        of_the_bytes = tables.decision_instances.c.sha256 == receipt.sha256
         return [
-            KnownInstance(sha256, Uid(syntax), decision_id, name)
-            for sha256, syntax, decision_id, name, reasons in found
-            if REFUSED.isdisjoint(json.loads(reasons))
+            known
+            for known, reasons in self._instances_under(receipt.sop_instance_uid, of_the_bytes)
+            if Reason(receipt.fault) in reasons and known.transfer_syntax_uid == receipt.transfer_syntax_uid
         ]
 
     # Reviews ---------------------------------------------------------------------------------------------------------
@@ -433,6 +430,21 @@ class Ledger:
             return list(verification.verify(connection, self._key, tips))
 
     # Inside ----------------------------------------------------------------------------------------------------------
+
+    def _instances_under(
+        self, sop_instance_uid: str, *conditions: sa.ColumnElement[bool]
+    ) -> list[tuple[KnownInstance, frozenset[Reason]]]:
+        """Every data set recorded under this SOP Instance UID, with its reasons, oldest first."""
+        table = tables.decision_instances
+        query = sa.select(
+            table.c.sha256, table.c.transfer_syntax_uid, table.c.decision_id, table.c.file_name, table.c.reasons
+        ).where(table.c.sop_key == key_of(sop_instance_uid), *conditions)
+        with self._reading() as connection:
+            found = connection.execute(query.order_by(table.c.id)).all()
+        return [
+            (KnownInstance(sha256, Uid(syntax), decision_id, name), frozenset(map(Reason, json.loads(reasons))))
+            for sha256, syntax, decision_id, name, reasons in found
+        ]
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Connection]:

@@ -362,13 +362,15 @@ class Screener:
         for instance in claim.instances:
             receipt = instance.receipt
             if receipt.fault:
-                fresh.append(instance)  # refused: it claims a UID, it does not own it
+                # Refused: it claims a UID, it does not own it. Senders repeat these for days.
+                same = [k.decision_id for k in self._ledger.refused_instances(receipt)]
+                if not self._drops_copy(claim, instance, same):
+                    fresh.append(instance)
                 continue
             uid, this = receipt.sop_instance_uid, (receipt.sha256, str(receipt.transfer_syntax_uid))
             known = self._ledger.known_instances(uid)
             same = [k.decision_id for k in known if (k.sha256, k.transfer_syntax_uid) == this]
-            if any(self._spool.drop_copy(claim, instance, decision_id) for decision_id in same):
-                _log.info("Instance %s came again with the same bytes; one copy is kept.", uid)
+            if self._drops_copy(claim, instance, same):
                 continue
             others = {(k.sha256, str(k.transfer_syntax_uid)) for k in known} | {seen.get(uid, this)}
             if others - {this}:
@@ -377,6 +379,13 @@ class Screener:
                 fresh.append(instance)
                 seen[uid] = this
         return fresh, conflicts
+
+    def _drops_copy(self, claim: Claim, instance: Instance, same: Sequence[str]) -> bool:
+        """`same`: the decisions about the same transfer before."""
+        found = any(self._spool.drop_copy(claim, instance, decision_id) for decision_id in same)
+        if found:
+            _log.info("Instance %s came again with the same bytes; one copy is kept.", instance.sop_instance_uid)
+        return found
 
     def _examine(
         self, instances: tuple[Instance, ...], conflicts: list[Instance], *, is_overdue: bool

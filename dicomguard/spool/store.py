@@ -253,10 +253,12 @@ class Spool:
         fsync_folder(target.parent)
 
     def drop_copy(self, claim: Claim, instance: Instance, decision_id: str) -> bool:
-        """Remove a repeated transfer when the first copy, of the same bytes, is still here. False: it is not."""
-        first = any(
-            (self.root / place / decision_id / instance.name).is_file() for place in ("store", "quarantine", "rejected")
-        )
+        """Remove a repeated transfer when the first copy, of the same bytes, is still here. False: it is not.
+
+        Where the transfer was refused, a copy that a person released is none: its repetition waits for a person again.
+        """
+        places = ("quarantine", "rejected") if instance.receipt.fault else ("store", "quarantine", "rejected")
+        first = any((self.root / place / decision_id / instance.name).is_file() for place in places)
         if first:
             (claim.folder / instance.name).unlink(missing_ok=True)
         return first

@@ -197,6 +197,71 @@ def test_what_the_sender_was_told_is_refused_is_kept_and_held(site, fault, mode)
     assert len(site.spool.quarantined(decision.decision_id)) == 1
 
 
+def kept(site):
+    return sorted(place for place, _ in everything(site.spool))
+
+
+def test_what_was_refused_and_comes_again_is_kept_once(site):
+    screener = site.screener()
+    for n in range(5):
+        site.put(b"anything", "", "", fault="missing_uid")
+        site.screen(screener)
+        if n == 2:
+            (decision,) = site.decisions()
+            Quarantine(site.spool, site.ledger, ["ai"]).reject(decision.decision_id, actor="dr", reason="of no use")
+    assert len(site.decisions()) == 1
+    assert kept(site) == ["rejected"]
+    site.spool.purge_rejected(decision.decision_id)
+    site.put(b"anything", "", "", fault="missing_uid")
+    site.screen(screener)
+    assert len(site.decisions()) == 2
+    assert kept(site) == ["quarantine"]
+    assert site.spool.claims() == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"fault": "unparsable"}, id="fault"),
+        pytest.param({"data": b"another"}, id="bytes"),
+        pytest.param({"sop": "1.2.3.5"}, id="instance"),
+        pytest.param({"sop_class": "1.2.840.10008.5.1.4.1.1.7"}, id="class"),
+        pytest.param({"syntax": "1.2.840.10008.1.2"}, id="transfer-syntax"),
+    ],
+)
+def test_another_transfer_that_is_refused_is_kept_beside_the_first(site, other):
+    first = {"data": b"anything", "sop": "1.2.3.4", "study": "1.2.3", "fault": "missing_uid"}
+    for said in (first, first | other):
+        site.put(**said)
+        site.screen()
+    assert [d.disposition for d in site.decisions()] == [HELD, HELD]
+    assert kept(site) == ["quarantine", "quarantine"]
+
+
+def test_a_refused_transfer_that_a_person_released_waits_again_when_it_comes_again(site):
+    for n in (1, 2):
+        site.put(b"anything", "1.2.3.4", "1.2.3", fault="uid_mismatch")
+        site.screen()
+        decision = site.decisions()[-1]
+        if n == 1:
+            Quarantine(site.spool, site.ledger, ["ai"]).release(decision.decision_id, actor="dr", reason="is right")
+    assert len(site.spool.quarantined(decision.decision_id)) == 1
+    assert kept(site) == ["outbound", "quarantine", "store"]
+
+
+def test_the_last_copy_of_a_refused_transfer_is_never_dropped(site):
+    """Recorded, and killed before its file has moved: the repetition is no copy of what may yet be lost."""
+    site.put(b"anything", "1.2.3.4", "1.2.3", fault="uid_mismatch")
+    site.screen()
+    (first,) = site.decisions()
+    (path,) = (site.spool.root / "quarantine" / first.decision_id).glob("*.dcm")
+    path.unlink()
+    site.put(b"anything", "1.2.3.4", "1.2.3", fault="uid_mismatch")
+    site.screen()
+    assert len(site.decisions()) == 2
+    assert kept(site) == ["quarantine"]
+
+
 def test_a_file_that_changed_after_it_was_received_is_held(site):
     instance = site.send()
     data = bytearray(instance.path.read_bytes())
