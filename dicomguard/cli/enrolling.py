@@ -24,8 +24,6 @@ if TYPE_CHECKING:  # imported by the commands that need them
     from dicomguard.pixels.sandbox import DecodeWorker
     from dicomguard.scoring.head import Answer, Head
 
-_FRAMES_PER_READ = 16
-
 
 def register(app: typer.Typer) -> None:
     """Add the command to the tree."""
@@ -118,8 +116,8 @@ def _frames(path: Path, worker: DecodeWorker, truth: Answer | None) -> Iterator[
     header = worker.header(path, *located, [])
     if isinstance(header, Fault) or not header.is_image:
         return
-    for start in range(0, header.frames, _FRAMES_PER_READ):
-        images = worker.frames(path, *located, start, min(_FRAMES_PER_READ, header.frames - start))
+    for start in range(0, header.frames, header.frames_at_once):
+        images = worker.frames(path, *located, start, min(header.frames_at_once, header.frames - start))
         if isinstance(images, Fault):
             return
         for image in images:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from dicomguard.study import Uid
+
+# Frames that are asked for in one go: many of a CT, one of a scanned slide. The size is that in memory, as float32.
+FRAMES_AT_ONCE: Final = 16
+BYTES_AT_ONCE: Final = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,17 @@ class Header:
     photometric_interpretation: str
     sha256: str
     size_bytes: int
+
+    @property
+    def frame_bytes(self) -> int:
+        """Size of one frame's presentation values in memory; a palette makes three planes of one."""
+        planes = 3 if self.photometric_interpretation == "PALETTE COLOR" else self.samples
+        return self.rows * self.columns * planes * 4
+
+    @property
+    def frames_at_once(self) -> int:
+        """How many frames may be asked for together: whatever their size, at least one."""
+        return max(1, min(FRAMES_AT_ONCE, BYTES_AT_ONCE // max(1, self.frame_bytes)))
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Header:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from dicomguard.decision import REFUSED, Fault, Finding, Mode, Reason, Score, Scored
-from dicomguard.pixels.header import Header
+from dicomguard.pixels.header import BYTES_AT_ONCE, Header
 from dicomguard.pixels.image import Image
 from dicomguard.pixels.sandbox import DecodeWorker
 from dicomguard.scoring import noise
@@ -22,8 +22,8 @@ from dicomguard.study import Instance, Receipt
 _log = logging.getLogger(__name__)
 
 # Frames scored in one go: enough to keep the processor busy, small enough that a study of 2,000 slices needs no memory.
+# Of large ones fewer, so that what is in memory of a study is bounded by BYTES_AT_ONCE, twice (read, and to be scored).
 _BATCH_FRAMES = 8
-_FRAMES_PER_READ = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,9 @@ class Examiner:
             opened[index] = start
             batch = batches.setdefault(id(start.model), [])
             for image in self._frames(start):
+                if sum(other.pixels.nbytes for _, other in batch) + image.pixels.nbytes > BYTES_AT_ONCE:
+                    self._score(batch)
+                    batch.clear()
                 batch.append((start, image))
                 if len(batch) >= _BATCH_FRAMES:
                     self._score(batch)
@@ -120,13 +123,14 @@ class Examiner:
 
     def _frames(self, item: _Open) -> Iterator[Image]:
         """All frames of an image, or none: after a fault the instance has no scores that count."""
-        for start in range(0, item.header.frames, _FRAMES_PER_READ):
+        at_once = item.header.frames_at_once
+        for start in range(0, item.header.frames, at_once):
             read = self._worker.frames(
                 item.instance.path,
                 item.instance.data_offset,
                 item.instance.receipt.transfer_syntax_uid,
                 start=start,
-                count=min(_FRAMES_PER_READ, item.header.frames - start),
+                count=min(at_once, item.header.frames - start),
             )
             if isinstance(read, Fault):
                 item.fault = accepted(read)
