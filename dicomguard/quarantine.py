@@ -12,10 +12,8 @@ from typing import Any, Final
 
 from dicomguard.decision import Decision, Disposition, Verdict
 from dicomguard.errors import NotFoundError, ReviewError, SpoolError
-from dicomguard.ledger import FALSE_HOLD_EVENT, Ledger, Review, RuledAction
+from dicomguard.ledger import EventKind, Ledger, Review, RuledAction
 from dicomguard.spool.store import Spool
-
-PURGED_EVENT: Final = "rejected_purged"
 
 _RULED: Final = {"release": "released", "reject": "rejected"}
 # What people type must be enough to name one decision today and next year.
@@ -171,10 +169,10 @@ class Quarantine:
 
     def _mark(self, decision: Decision, actor: str, reason: str) -> None:
         bundles = _held_by(decision)
-        known = {event.detail["decision_id"] for event in self._ledger.events(FALSE_HOLD_EVENT)}
+        known = {event.detail["decision_id"] for event in self._ledger.events(EventKind.FALSE_HOLD)}
         if bundles and decision.decision_id not in known:
             detail = {"decision_id": decision.decision_id, "bundles": bundles, "actor": actor, "reason": reason}
-            self._ledger.record_event(FALSE_HOLD_EVENT, decision.study_instance_uid, detail)
+            self._ledger.record_event(EventKind.FALSE_HOLD, decision.study_instance_uid, detail)
 
     def purge(self, name: str, *, actor: str, reason: str) -> tuple[Held, int]:
         """Remove the files of a rejected decision, for good; the ledger keeps the decision. And how many went.
@@ -208,7 +206,7 @@ class Quarantine:
             "reason": reason,
             "instances": [{"sop_instance_uid": i.sop_instance_uid, "sha256": i.sha256} for i in decision.instances],
         }
-        self._ledger.record_event(PURGED_EVENT, decision.study_instance_uid, detail)
+        self._ledger.record_event(EventKind.REJECTED_PURGED, decision.study_instance_uid, detail)
         count = self._spool.purge_rejected(decision.decision_id)
         return self.find(decision.decision_id)[0], count
 
@@ -253,7 +251,7 @@ class Quarantine:
         return waiting
 
     def _purged(self) -> set[str]:
-        return {event.detail["decision_id"] for event in self._ledger.events(PURGED_EVENT)}
+        return {event.detail["decision_id"] for event in self._ledger.events(EventKind.REJECTED_PURGED)}
 
     def _describe(self, decision: Decision, review: Review | None, *, is_purged: bool) -> Held:
         files = len(self._spool.quarantined(decision.decision_id))

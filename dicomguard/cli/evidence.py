@@ -121,11 +121,11 @@ def evidence_export(
 
 def _record(ledger: Ledger, decision: Decision, out: Path, what: dict[str, Any]) -> None:
     """Record who took what out. Raises LedgerError; then the file is gone again: nothing leaves unrecorded."""
-    from dicomguard.ledger import EXPORTED_EVENT
+    from dicomguard.ledger import EventKind
 
     detail = {"decision_id": decision.decision_id, "actor": _actor(), **what}
     try:
-        ledger.record_event(EXPORTED_EVENT, decision.study_instance_uid, detail)
+        ledger.record_event(EventKind.EVIDENCE_EXPORTED, decision.study_instance_uid, detail)
     except LedgerError:
         out.unlink(missing_ok=True)
         raise

@@ -27,8 +27,6 @@ if TYPE_CHECKING:  # torch and SQLAlchemy, imported by the commands that need th
 
 # What people type must be enough to name one decision today and next year.
 _MIN_PREFIX: Final = 8
-_FAILED_PURGED_EVENT: Final = "failed_purged"
-_ALARM: Final = "altered_in_spool"
 _STATEMENT: Final = "enrolment.json"
 
 AnyConfig = Annotated[
@@ -263,12 +261,11 @@ def _moment(text: str | None) -> datetime | None:
 
 def removals(ledger: Ledger) -> dict[tuple[str, str, str], Removal]:
     """Every removal on record, by decision, instance and digest; the first where it was recorded twice."""
-    from dicomguard.deliver.retention import REMOVED_EVENT
-    from dicomguard.quarantine import PURGED_EVENT
+    from dicomguard.ledger import EventKind
     from dicomguard.screen.locate import Removal
 
     found: dict[tuple[str, str, str], Removal] = {}
-    for kind in (REMOVED_EVENT, PURGED_EVENT, _FAILED_PURGED_EVENT):
+    for kind in (EventKind.RETENTION_REMOVED, EventKind.REJECTED_PURGED, EventKind.FAILED_PURGED):
         for event in ledger.events(kind):
             for item in event.detail["instances"]:
                 key = (str(event.detail.get("decision_id", "")), item["sop_instance_uid"], item["sha256"])
@@ -278,6 +275,11 @@ def removals(ledger: Ledger) -> dict[tuple[str, str, str], Removal]:
 
 def _alarm(ledger: Ledger, sop_instance_uid: str, decision_id: str) -> None:
     """Record that an instance of a decision was altered, once."""
+    from dicomguard.ledger import EventKind
+
     detail = {"decision_id": decision_id, "found_by": "reproduce"}
-    if not any(event.subject_uid == sop_instance_uid and event.detail == detail for event in ledger.events(_ALARM)):
-        ledger.record_event(_ALARM, sop_instance_uid, detail)
+    if not any(
+        event.subject_uid == sop_instance_uid and event.detail == detail
+        for event in ledger.events(EventKind.ALTERED_IN_SPOOL)
+    ):
+        ledger.record_event(EventKind.ALTERED_IN_SPOOL, sop_instance_uid, detail)

@@ -139,6 +139,7 @@ def failed_list(config: ConfigOption, as_json: JsonOption = False) -> None:
 
 def failed_requeue(claim: Claim, config: ConfigOption, as_json: JsonOption = False) -> None:
     """Screen a failed claim again, as if its instances had just come."""
+    from dicomguard.ledger import EventKind
     from dicomguard.spool.store import find_failed
 
     settings = compose.read_config(config)
@@ -146,7 +147,7 @@ def failed_requeue(claim: Claim, config: ConfigOption, as_json: JsonOption = Fal
     found = find_failed(spool, claim)
     with compose.open_ledger(settings, "cli", existing=True) as ledger:
         for uid in sorted({instance.study_instance_uid for instance in found.instances}):
-            ledger.record_event("requeued", uid, {"claim_id": found.claim_id})
+            ledger.record_event(EventKind.REQUEUED, uid, {"claim_id": found.claim_id})
     count = spool.requeue(found)
     if as_json:
         print_json([{"claim_id": found.claim_id, "queued": count}])
@@ -162,6 +163,7 @@ def failed_purge(
     as_json: JsonOption = False,
 ) -> None:
     """Remove the files of a failed claim from the disk, for good. The ledger keeps what they were."""
+    from dicomguard.ledger import EventKind
     from dicomguard.spool.store import find_failed
 
     actor, reason = actor.strip(), reason.strip()
@@ -181,7 +183,7 @@ def failed_purge(
     }
     with compose.open_ledger(settings, "cli", existing=True) as ledger:
         # Before anything goes: a crash in between leaves a record that saying it again makes true.
-        ledger.record_event("failed_purged", studies[0] if len(studies) == 1 else "", detail)
+        ledger.record_event(EventKind.FAILED_PURGED, studies[0] if len(studies) == 1 else "", detail)
     count = spool.purge_failed(found)
     if as_json:
         print_json([{"claim_id": found.claim_id, "removed": count}])

@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from dicomguard.decision import Decision, Disposition, InstanceDecision
-from dicomguard.deliver.retention import REMOVED_EVENT
-from dicomguard.ledger import Delivery, DeliveryState, Ledger
-from dicomguard.quarantine import PURGED_EVENT
+from dicomguard.ledger import Delivery, DeliveryState, EventKind, Ledger
 from dicomguard.spool.store import Spool
 
-_FAILED_PURGED_EVENT: Final = "failed_purged"
-_REQUEUED_EVENT: Final = "requeued"
 _LOOKS: Final = 3
 _HAS_FAILED: Final = ". It lies in failed/: what was decided was not carried out; see 'dicomguard failed list'"
 _QUEUES: Final = ("outbound", "undeliverable", "outbound")
@@ -129,14 +125,14 @@ class Whereabouts:
         self._rulings = {review.decision_id: review.action for review in self._ledger.reviews()}
         self._removed = {
             (event.detail["decision_id"], *content)
-            for event in self._ledger.events(REMOVED_EVENT)
+            for event in self._ledger.events(EventKind.RETENTION_REMOVED)
             for content in _contents(event.detail["instances"])
         }
-        self._requeued = {event.detail["claim_id"] for event in self._ledger.events(_REQUEUED_EVENT)}
-        self._purged = {event.detail["decision_id"] for event in self._ledger.events(PURGED_EVENT)}
+        self._requeued = {event.detail["claim_id"] for event in self._ledger.events(EventKind.REQUEUED)}
+        self._purged = {event.detail["decision_id"] for event in self._ledger.events(EventKind.REJECTED_PURGED)}
         self._thrown_away = {
             content
-            for event in self._ledger.events(_FAILED_PURGED_EVENT)
+            for event in self._ledger.events(EventKind.FAILED_PURGED)
             for content in _contents(event.detail["instances"])
         }
 

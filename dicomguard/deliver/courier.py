@@ -20,7 +20,7 @@ from dicomguard.deliver.answer import Answer, in_words, is_busy, judge
 from dicomguard.deliver.destination import Destination, Settings
 from dicomguard.deliver.permit import permit
 from dicomguard.errors import DeliveryError
-from dicomguard.ledger import Delivery, DeliveryState, Ledger
+from dicomguard.ledger import Delivery, DeliveryState, EventKind, Ledger
 from dicomguard.scu import AlteredError, Association, LinkError, RejectedError
 from dicomguard.scu.association import MAX_CONTEXTS
 from dicomguard.spool.store import Outgoing, Spool
@@ -28,13 +28,6 @@ from dicomguard.study import Instance, utc_now
 
 _log = logging.getLogger(__name__)
 
-ALTERED_EVENT: Final = "altered_in_spool"
-DAMAGED_EVENT: Final = "damaged_in_spool"
-UNKNOWN_EVENT: Final = "unknown_outbound"
-DEAD_EVENT: Final = "delivery_dead"
-FAILING_EVENT: Final = "destination_failing"
-OVERDUE_EVENT: Final = "destination_overdue"
-RECOVERED_EVENT: Final = "destination_recovered"
 
 # Results are recorded together: one durable commit for so many, or for what came in so many seconds.
 _RESULTS_PER_COMMIT: Final = 16
@@ -199,7 +192,7 @@ class Courier:
                 "error": why,
                 "files": [item.instance.name for item in news],
             }
-            self._ledger.record_event(UNKNOWN_EVENT, news[0].instance.sop_instance_uid, detail)
+            self._ledger.record_event(EventKind.UNKNOWN_OUTBOUND, news[0].instance.sop_instance_uid, detail)
             steps = [self._step_of(item, _Progress(), DeliveryState.DEAD) for item in news]
             # A folder that somebody else made may have any name; the ledger's column takes 64 characters of it.
             self._ledger.record_deliveries(
@@ -218,12 +211,12 @@ class Courier:
         self._damage_due_s = now_s + _LOOK_FOR_DAMAGE_S
         for decision_id, path in self._spool.damaged_outgoing(self.destination.name):
             if self._damaged is None:
-                earlier = [event.detail for event in self._ledger.events(DAMAGED_EVENT)]
+                earlier = [event.detail for event in self._ledger.events(EventKind.DAMAGED_IN_SPOOL)]
                 name = self.destination.name
                 self._damaged = {(d["decision_id"], d["file"]) for d in earlier if d["destination"] == name}
             if (decision_id, path.name) not in self._damaged:
                 detail = {"decision_id": decision_id, "destination": self.destination.name, "file": path.name}
-                self._ledger.record_event(DAMAGED_EVENT, "", detail)
+                self._ledger.record_event(EventKind.DAMAGED_IN_SPOOL, "", detail)
                 self._damaged.add((decision_id, path.name))
 
     # Sending ---------------------------------------------------------------------------------------------------------
@@ -334,7 +327,7 @@ class Courier:
         receipt = item.instance.receipt
         _log.critical("%s It was not sent to %s. Run 'dicomguard verify'.", error, self.destination.name)
         detail = {"decision_id": item.decision_id, "destination": self.destination.name, "sha256": receipt.sha256}
-        self._ledger.record_event(ALTERED_EVENT, receipt.sop_instance_uid, detail)
+        self._ledger.record_event(EventKind.ALTERED_IN_SPOOL, receipt.sop_instance_uid, detail)
         return self._result(item, self._progress[_key(item)], DeliveryState.DEAD, error=error)
 
     # Recording -------------------------------------------------------------------------------------------------------
@@ -356,7 +349,7 @@ class Courier:
         for study, group in itertools.groupby(dead, key=lambda delivery: delivery.study_instance_uid):
             refused = list(group)
             detail = {"destination": self.destination.name, "instances": len(refused), "error": refused[0].error}
-            self._ledger.record_event(DEAD_EVENT, study, detail)
+            self._ledger.record_event(EventKind.DELIVERY_DEAD, study, detail)
             _log.error(
                 "%s refused %d instance(s) of study %s for good: %s See 'dicomguard deliveries list --state dead'.",
                 self.destination.name,
@@ -421,19 +414,21 @@ class Courier:
             ]
         )
         detail = {"destination": self.destination.name, "failures": failures, "error": error.message}
-        self._ledger.record_event(FAILING_EVENT, study, {**detail, "next_attempt_at": until.isoformat()})
+        self._ledger.record_event(
+            EventKind.DESTINATION_FAILING, study, {**detail, "next_attempt_at": until.isoformat()}
+        )
         now_s = self._monotonic()
         self._failing_since_s = now_s if self._failing_since_s is None else self._failing_since_s
         if not self._is_overdue and now_s - self._failing_since_s >= self._settings.alarm_after_s:
             self._is_overdue = True
             _log.critical("%s has been failing for %.0f s.", self.destination.name, now_s - self._failing_since_s)
-            self._ledger.record_event(OVERDUE_EVENT, "", detail)
+            self._ledger.record_event(EventKind.DESTINATION_OVERDUE, "", detail)
 
     def _recovered(self) -> None:
         if self._failures or self._is_overdue:
             _log.info("%s answers again.", self.destination.name)
             detail = {"destination": self.destination.name, "failures": self._failures}
-            self._ledger.record_event(RECOVERED_EVENT, "", detail)
+            self._ledger.record_event(EventKind.DESTINATION_RECOVERED, "", detail)
         self._failures, self._failing_since_s, self._is_overdue = 0, None, False
 
     def _later(self, progress: _Progress) -> _Progress:

@@ -10,17 +10,14 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from typing import Final
 
 from dicomguard.decision import Disposition
 from dicomguard.errors import NotFoundError
-from dicomguard.ledger import Delivery, DeliveryState, Ledger
+from dicomguard.ledger import Delivery, DeliveryState, EventKind, Ledger
 from dicomguard.spool.store import Spool
 from dicomguard.study import Instance, utc_now
 
 _log = logging.getLogger(__name__)
-
-REMOVED_EVENT: Final = "retention_removed"
 
 
 class Retention:
@@ -68,7 +65,7 @@ class Retention:
             "decision_id": decision_id,
             "instances": [{"sop_instance_uid": i.sop_instance_uid, "sha256": i.receipt.sha256} for i in gone],
         }
-        self._ledger.record_event(REMOVED_EVENT, decision.study_instance_uid, detail)
+        self._ledger.record_event(EventKind.RETENTION_REMOVED, decision.study_instance_uid, detail)
         for instance in gone:
             self._spool.remove_stored(decision_id, instance)
         _log.info("Removed %d delivered instance(s) of decision %s: their retention is over.", len(gone), decision_id)

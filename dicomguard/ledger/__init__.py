@@ -4,10 +4,9 @@ The ledger says *why*; the spool's folders say *where*. It stores no patient nam
 """
 
 from dicomguard.ledger.draws import Draw, DrawGroup, Tally
+from dicomguard.ledger.kinds import EventKind
 from dicomguard.ledger.ledger import Ledger
 from dicomguard.ledger.records import (
-    EXPORTED_EVENT,
-    FALSE_HOLD_EVENT,
     Delivery,
     DeliveryState,
     Event,
@@ -17,13 +16,12 @@ from dicomguard.ledger.records import (
 )
 
 __all__ = [
-    "EXPORTED_EVENT",
-    "FALSE_HOLD_EVENT",
     "Delivery",
     "DeliveryState",
     "Draw",
     "DrawGroup",
     "Event",
+    "EventKind",
     "Ledger",
     "Problem",
     "Review",

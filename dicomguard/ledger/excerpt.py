@@ -16,7 +16,8 @@ from sqlalchemy.engine import Connection
 from dicomguard.ledger import tables
 from dicomguard.ledger.chain import ChainKey
 from dicomguard.ledger.heads import Head
-from dicomguard.ledger.records import EXPORTED_EVENT, Problem
+from dicomguard.ledger.kinds import EventKind
+from dicomguard.ledger.records import Problem
 from dicomguard.ledger.verify import instance_rows
 
 
@@ -33,7 +34,9 @@ def of_decision(
     found = []
     for table in (tables.decisions, tables.deliveries, tables.reviews, tables.events):
         names_it = (
-            sa.and_(table.c.detail.contains(decision_id, autoescape=True), table.c.kind != EXPORTED_EVENT)
+            sa.and_(
+                table.c.detail.contains(decision_id, autoescape=True), table.c.kind != str(EventKind.EVIDENCE_EXPORTED)
+            )
             if table is tables.events
             else table.c.decision_id == decision_id
         )

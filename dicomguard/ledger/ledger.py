@@ -29,8 +29,8 @@ from dicomguard.ledger import verify as verification
 from dicomguard.ledger.chain import ChainKey, Extension, key_check, subkey
 from dicomguard.ledger.draws import Draw, DrawGroup, Tally, drawn_from
 from dicomguard.ledger.heads import Heads
+from dicomguard.ledger.kinds import ALARMS, EventKind
 from dicomguard.ledger.records import (
-    ALARMS,
     Delivery,
     DeliveryState,
     Event,
@@ -43,7 +43,6 @@ from dicomguard.study import Receipt, Uid, key_of, utc_now
 
 _log = logging.getLogger(__name__)
 
-TRUNCATED_EVENT: Final = "ledger_truncated"
 _PAGE_ROWS: Final = 200
 _FIRST_HEAD_S: Final = 0.5
 _LOGGED_CHARACTERS: Final = 500  # an alarm about a study of thousands of images must not fill the log
@@ -337,10 +336,10 @@ class Ledger:
         """Association events in the order of recording; with `limit` the newest so many of them."""
         return [rows.to_association(row) for row in self._rows(tables.associations, limit=limit)]
 
-    def record_event(self, kind: str, subject_uid: str, detail: Mapping[str, Any]) -> None:
+    def record_event(self, kind: EventKind, subject_uid: str, detail: Mapping[str, Any]) -> None:
         """Record an alarm, a removal, a failure. `detail` must be JSON-ready and hold no patient data.
 
-        An alarm (`records.ALARMS`) is logged as an error too, so that what watches the log hears of it.
+        An alarm (`kinds.ALARMS`) is logged as an error too, so that what watches the log hears of it.
         """
         with self._writing() as (_, chain):
             chain.append(tables.events, _event_row(kind, subject_uid, detail))
@@ -348,11 +347,11 @@ class Ledger:
 
     def record_turn(
         self,
-        kind: str,
+        kind: EventKind,
         subject_uid: str,
         detail: Mapping[str, Any],
         *,
-        kinds: Collection[str],
+        kinds: Collection[EventKind],
         is_news: Callable[[Event | None], bool],
     ) -> bool:
         """Record an event about a subject whose state turned, if that is still news. Returns whether it was.
@@ -367,7 +366,7 @@ class Ledger:
         _log_alarm(kind, subject_uid, detail)
         return True
 
-    def last_event(self, kinds: Collection[str], subject_uid: str) -> Event | None:
+    def last_event(self, kinds: Collection[EventKind], subject_uid: str) -> Event | None:
         """The newest event of these kinds about a subject, None where there is none."""
         with self._reading() as connection:
             return _last_event(connection, kinds, subject_uid)
@@ -462,7 +461,9 @@ class Ledger:
                     "Alarm ledger_truncated: chain %s lost its end; run 'dicomguard verify' and keep the file.",
                     self._writer,
                 )
-                chain.append(tables.events, _event_row(TRUNCATED_EVENT, "", {"writer": self._writer, "seq": before}))
+                chain.append(
+                    tables.events, _event_row(EventKind.LEDGER_TRUNCATED, "", {"writer": self._writer, "seq": before})
+                )
             yield connection, chain
         # After the commit: a crash in between leaves a head that is behind, which `verify` takes as it is.
         if self._heads is not None and chain.seq > before:
@@ -534,21 +535,21 @@ def _in_group(group: DrawGroup) -> list[sa.ColumnElement[bool]]:
     return conditions if group.sender is None else [*conditions, table.c.sender == group.sender]
 
 
-def _last_event(connection: Connection, kinds: Collection[str], subject_uid: str) -> Event | None:
+def _last_event(connection: Connection, kinds: Collection[EventKind], subject_uid: str) -> Event | None:
     table = tables.events
-    condition = (table.c.kind.in_(sorted(kinds)), table.c.subject_uid == subject_uid)
+    condition = (table.c.kind.in_(sorted(map(str, kinds))), table.c.subject_uid == subject_uid)
     query = sa.select(table).where(*condition).order_by(table.c.id.desc()).limit(1)
     found = connection.execute(query).mappings().first()
     return None if found is None else rows.to_event(dict(found))
 
 
-def _log_alarm(kind: str, subject_uid: str, detail: Mapping[str, Any]) -> None:
+def _log_alarm(kind: EventKind, subject_uid: str, detail: Mapping[str, Any]) -> None:
     if kind in ALARMS:
         about = f" for {subject_uid}" if subject_uid else ""
         _log.error("Alarm %s%s: %s", kind, about, tables.to_text(dict(detail))[:_LOGGED_CHARACTERS])
 
 
-def _event_row(kind: str, subject_uid: str, detail: Mapping[str, Any]) -> dict[str, Any]:
+def _event_row(kind: EventKind, subject_uid: str, detail: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "at": tables.to_stamp(utc_now()),
         "kind": kind,

@@ -5,28 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
+from dicomguard.ledger.kinds import ALARMS
 from dicomguard.study import Uid, utc_now
 
 RuledAction = Literal["release", "reject"]
-
-# A person's word that a hold was false; what the false-hold budget counts.
-FALSE_HOLD_EVENT: Final = "false_hold"
-
-# What a decision rested on left the node. It is about the file, not about the decision, so excerpts leave it out.
-EXPORTED_EVENT: Final = "evidence_exported"
-
-# Kinds of events that somebody must hear of: logged as errors when they are recorded, marked where events are shown.
-ALARMS: Final = frozenset(
-    {
-        *("uid_conflict", "doubt_after_forward", "overdue", "screening_failed", "stranger_in_spool"),
-        *("review_unfinished", "journal_unreadable", "routing_failed", "host_failing"),
-        *("unknown_outbound", "altered_in_spool", "damaged_in_spool", "delivery_dead"),
-        *("destination_failing", "destination_overdue", "ledger_truncated"),
-        *("drift_moved", "drift_more_alarms", "false_hold_budget_spent"),
-    }
-)
 
 
 class DeliveryState(StrEnum):

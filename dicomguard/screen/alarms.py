@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from dicomguard.ledger import Ledger
+from dicomguard.ledger import EventKind, Ledger
 from dicomguard.spool.store import Claim
 
 _log = logging.getLogger(__name__)
@@ -22,10 +22,10 @@ class Alarms:
     def __init__(self, ledger: Ledger, monotonic: Callable[[], float]) -> None:
         self._ledger = ledger
         self._monotonic = monotonic
-        self._reported: set[tuple[str, str]] = set()
+        self._reported: set[tuple[EventKind, str]] = set()
         self._next_host_s = 0.0
 
-    def sound(self, kind: str, uid: str, detail: dict[str, Any], about: str = "decision_id") -> None:
+    def sound(self, kind: EventKind, uid: str, detail: dict[str, Any], about: str = "decision_id") -> None:
         """Record an alarm once: what was interrupted after recording it comes by here again.
 
         `about`: the entry of `detail` that says what it is about.
@@ -33,14 +33,14 @@ class Alarms:
         if not self._is_recorded(kind, detail[about], about):
             self._ledger.record_event(kind, uid, detail)
 
-    def report(self, error: Exception, kind: str, uid: str, detail: dict[str, Any], about: str) -> None:
+    def report(self, error: Exception, kind: EventKind, uid: str, detail: dict[str, Any], about: str) -> None:
         """Tell of something that is tried again and again: in the log once a run, as an alarm once."""
         if (kind, detail[about]) not in self._reported:
             _log.error("%s for %s %s.", kind, about, detail[about], exc_info=error)
             self.sound(kind, uid, {**detail, "error": type(error).__name__}, about)
             self._reported.add((kind, detail[about]))
 
-    def sound_claim(self, kind: str, claim: Claim) -> None:
+    def sound_claim(self, kind: EventKind, claim: Claim) -> None:
         """One for each study in the claim, recorded once, however often the claim comes by here."""
         if not self._is_recorded(kind, claim.claim_id, "claim_id"):
             for uid in sorted({instance.study_instance_uid for instance in claim.instances}):
@@ -51,8 +51,8 @@ class Alarms:
         if self._monotonic() < self._next_host_s:
             return
         said = (error.strerror or "") if isinstance(error, OSError) else str(error)
-        self._ledger.record_event("host_failing", "", {"error": type(error).__name__, "detail": said})
+        self._ledger.record_event(EventKind.HOST_FAILING, "", {"error": type(error).__name__, "detail": said})
         self._next_host_s = self._monotonic() + _HOST_EVERY_S
 
-    def _is_recorded(self, kind: str, name: str, about: str) -> bool:
+    def _is_recorded(self, kind: EventKind, name: str, about: str) -> bool:
         return any(event.detail.get(about) == name for event in self._ledger.events(kind))

@@ -10,12 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
-from dicomguard.ledger import FALSE_HOLD_EVENT, Event, Ledger
-
-SPENT_EVENT: Final = "false_hold_budget_spent"
-RESTORED_EVENT: Final = "false_hold_budget_restored"
+from dicomguard.ledger import Event, EventKind, Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +34,9 @@ class FalseHoldBudget:
         The day of the mark counts, not that of the hold: it is the work of the people who look that is budgeted.
         """
         since = now - timedelta(days=self.days)
-        once_spent = [event.subject_uid for event in ledger.events(SPENT_EVENT)]
+        once_spent = [event.subject_uid for event in ledger.events(EventKind.FALSE_HOLD_BUDGET_SPENT)]
         marked: dict[str, set[str]] = {bundle: set() for bundle in (*self.places, *once_spent)}
-        for event in ledger.events(FALSE_HOLD_EVENT, since=since):
+        for event in ledger.events(EventKind.FALSE_HOLD, since=since):
             for bundle in event.detail["bundles"]:
                 marked.setdefault(bundle, set()).add(event.detail["decision_id"])
         return {bundle: len(decisions) for bundle, decisions in marked.items()}
@@ -47,16 +44,16 @@ class FalseHoldBudget:
     def check(self, ledger: Ledger, now: datetime) -> None:
         """Record where a bundle's budget was spent since the last look, or is there again. Changes nothing else."""
         for bundle, count in self.counts(ledger, now).items():
-            kind = SPENT_EVENT if count > self.holds else RESTORED_EVENT
-            kinds = (SPENT_EVENT, RESTORED_EVENT)
+            kind = EventKind.FALSE_HOLD_BUDGET_SPENT if count > self.holds else EventKind.FALSE_HOLD_BUDGET_RESTORED
+            kinds = (EventKind.FALSE_HOLD_BUDGET_SPENT, EventKind.FALSE_HOLD_BUDGET_RESTORED)
             last = ledger.last_event(kinds, bundle)
             if _is_news(kind, last):
                 detail = self._detail(bundle, count, kind)
                 ledger.record_turn(kind, bundle, detail, kinds=kinds, is_news=partial(_is_news, kind))
 
-    def _detail(self, bundle: str, count: int, kind: str) -> dict[str, Any]:
+    def _detail(self, bundle: str, count: int, kind: EventKind) -> dict[str, Any]:
         detail = {"bundle": bundle, "false_holds": count, "holds": self.holds, "days": self.days}
-        return {**detail, "advice": self.proposal(bundle)} if kind == SPENT_EVENT else detail
+        return {**detail, "advice": self.proposal(bundle)} if kind == EventKind.FALSE_HOLD_BUDGET_SPENT else detail
 
     def proposal(self, bundle: str) -> str:
         """What a person may do about a spent budget."""
@@ -69,5 +66,5 @@ class FalseHoldBudget:
         )
 
 
-def _is_news(kind: str, last: Event | None) -> bool:
-    return kind == SPENT_EVENT if last is None else last.kind != kind
+def _is_news(kind: EventKind, last: Event | None) -> bool:
+    return kind == EventKind.FALSE_HOLD_BUDGET_SPENT if last is None else last.kind != kind

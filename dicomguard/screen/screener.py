@@ -18,7 +18,7 @@ from typing import Any
 from dicomguard.association import AssociationEvent
 from dicomguard.decision import REFUSED, Decision, Disposition, Fault, Reason, Verdict
 from dicomguard.errors import LedgerError, SpoolError, is_of_the_host
-from dicomguard.ledger import Ledger, Review
+from dicomguard.ledger import EventKind, Ledger, Review
 from dicomguard.screen import evidence
 from dicomguard.screen.alarms import Alarms
 from dicomguard.screen.examine import Examined, Examiner
@@ -194,7 +194,7 @@ class Screener:
         for uid in sorted({instance.study_instance_uid for instance in claim.instances}):
             _log.error("Study %s waited longer than study.deadline_s: %s.", uid, detail["cause"])
             try:
-                self._ledger.record_event("overdue", uid, detail)
+                self._ledger.record_event(EventKind.OVERDUE, uid, detail)
             except LedgerError as error:
                 _log.error("%s The alarm stands in this log only.", error)
 
@@ -202,7 +202,7 @@ class Screener:
         did = False
         for name, lines in journal.finished(self._spool.root):
             if isinstance(lines, OSError):
-                self._alarms.report(lines, "journal_unreadable", "", {"journal": name}, "journal")
+                self._alarms.report(lines, EventKind.JOURNAL_UNREADABLE, "", {"journal": name}, "journal")
                 continue
             try:
                 self._ledger.record_associations(name, _association_events(name, lines))
@@ -210,7 +210,7 @@ class Screener:
             except LedgerError:
                 raise
             except Exception as error:  # noqa: BLE001  # one file must not stop the others, and screening even less
-                self._alarms.report(error, "journal_unreadable", "", {"journal": name}, "journal")
+                self._alarms.report(error, EventKind.JOURNAL_UNREADABLE, "", {"journal": name}, "journal")
             else:
                 did = True
         return did
@@ -227,7 +227,9 @@ class Screener:
                 raise
             except Exception as error:  # noqa: BLE001  # whatever is wrong with one decision's files
                 detail = {"decision_id": review.decision_id, "action": review.action}
-                self._alarms.report(error, "review_unfinished", review.study_instance_uid, detail, "decision_id")
+                self._alarms.report(
+                    error, EventKind.REVIEW_UNFINISHED, review.study_instance_uid, detail, "decision_id"
+                )
 
     def _finish_review(self, review: Review) -> None:
         if not self._spool.quarantined(review.decision_id):
@@ -282,7 +284,7 @@ class Screener:
                 _log.error("Claim %s, attempt %d, failed.", claim.claim_id, claim.attempt, exc_info=error)
                 is_own = not self._ledger.decisions_of_claim(claim.claim_id)
                 if not is_own and again.failures >= MAX_ATTEMPTS:
-                    self._alarms.sound_claim("routing_failed", claim)
+                    self._alarms.sound_claim(EventKind.ROUTING_FAILED, claim)
         except LedgerError:
             self._wait(again, turn.pause_s)
             raise
@@ -296,7 +298,7 @@ class Screener:
         claim = turn.claim
         try:
             if claim.attempt >= MAX_ATTEMPTS:
-                self._alarms.sound_claim("screening_failed", claim)
+                self._alarms.sound_claim(EventKind.SCREENING_FAILED, claim)
                 self._spool.fail(claim)
                 _log.error("Claim %s failed %d times; see 'dicomguard failed list'.", claim.claim_id, claim.attempt)
                 self._end(claim)
@@ -337,7 +339,9 @@ class Screener:
     def _decide_and_route(self, claim: Claim, *, is_overdue: bool) -> None:
         if claim.strangers:
             self._spool.set_aside(claim, claim.strangers)
-            self._ledger.record_event("stranger_in_spool", "", {"claim_id": claim.claim_id, "n": len(claim.strangers)})
+            self._ledger.record_event(
+                EventKind.STRANGER_IN_SPOOL, "", {"claim_id": claim.claim_id, "n": len(claim.strangers)}
+            )
         recorded = self._ledger.decisions_of_claim(claim.claim_id)
         if recorded:
             self._carry_out(claim, recorded)
@@ -423,7 +427,7 @@ class Screener:
         )
         if Reason.UID_CONFLICT in decision.reasons:
             uids = [i.sop_instance_uid for i in decision.instances]
-            self._alarms.sound("uid_conflict", uid, {"decision_id": decision.decision_id, "instances": uids})
+            self._alarms.sound(EventKind.UID_CONFLICT, uid, {"decision_id": decision.decision_id, "instances": uids})
         is_doubted = decision.verdict in {Verdict.SUSPECT, Verdict.INCONCLUSIVE}
         if is_doubted and decision.version > 1 and REFUSED.isdisjoint(decision.reasons):
             released = {review.decision_id for review in self._ledger.reviews() if review.action == "release"}
@@ -435,7 +439,7 @@ class Screener:
             ]
             if forwarded:
                 detail = {"decision_id": decision.decision_id, "forwarded_before": forwarded}
-                self._alarms.sound("doubt_after_forward", uid, detail)
+                self._alarms.sound(EventKind.DOUBT_AFTER_FORWARD, uid, detail)
 
     def _route(self, claim: Claim, decision: Decision) -> None:
         names = [instance.file_name for instance in decision.instances]

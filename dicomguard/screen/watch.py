@@ -14,20 +14,23 @@ from typing import Any, Final
 
 import numpy as np
 
-from dicomguard.ledger import Draw, DrawGroup, Event, Ledger
+from dicomguard.ledger import Draw, DrawGroup, Event, EventKind, Ledger
 from dicomguard.screen import drift
 from dicomguard.screen.budget import FalseHoldBudget
 from dicomguard.screen.drift import SCALES, Baseline, Look, State
 from dicomguard.study import utc_now
 
-OVER_EVENT: Final = "drift_over"
-EVENTS: Final = {State.MOVED: "drift_moved", State.MORE_ALARMS: "drift_more_alarms", State.UNIFORM: OVER_EVENT}
+EVENTS: Final = {
+    State.MOVED: EventKind.DRIFT_MOVED,
+    State.MORE_ALARMS: EventKind.DRIFT_MORE_ALARMS,
+    State.UNIFORM: EventKind.DRIFT_OVER,
+}
 # Every so many windows' worth of draws of a stream a window begins, whatever came before: from there on anybody who
 # reads counts the same windows. What was unfinished then is left out; that is nothing where no patient came twice.
 _WINDOWS_IN_SPAN: Final = 10
 # How far back a start reads at most. A stream in which nearly all patients come again and again has few windows there.
 _SPANS_READ: Final = 8
-_STATES: Final = {kind: state for state, kind in EVENTS.items()}
+_STATES: Final[dict[str, State]] = {kind: state for state, kind in EVENTS.items()}
 
 
 @dataclass(slots=True)
@@ -211,13 +214,13 @@ def turn(ledger: Ledger, stream: Stream, level: float) -> State:
         return not is_same and int(last.detail["through"]) < stream.through
 
     detail = _detail(stream, looks, state)
-    ledger.record_turn(EVENTS[state], stream.subject, detail, kinds=tuple(_STATES), is_news=is_news)
+    ledger.record_turn(EVENTS[state], stream.subject, detail, kinds=tuple(EVENTS.values()), is_news=is_news)
     return state
 
 
 def standing(ledger: Ledger, stream: Stream) -> State:
     """What the last event about the stream's subject says; an event of another enrolment says nothing of this one."""
-    last = ledger.last_event(tuple(_STATES), stream.subject)
+    last = ledger.last_event(tuple(EVENTS.values()), stream.subject)
     return _STATES[last.kind] if last is not None and _is_of(last, stream) else State.COLLECTING
 
 

@@ -15,9 +15,8 @@ import pytest
 from pydicom import dcmread
 
 from dicomguard.cli import compose
-from dicomguard.deliver.retention import REMOVED_EVENT
 from dicomguard.errors import BundleError, ConfigError, LedgerError, NotFoundError
-from dicomguard.ledger import EXPORTED_EVENT, Ledger
+from dicomguard.ledger import EventKind, Ledger
 from dicomguard.ledger.chain import subkey
 from dicomguard.ledger.tables import to_text
 from dicomguard.scoring import noise
@@ -197,7 +196,7 @@ def test_what_retention_removed_is_gone_and_what_nobody_removed_is_missing(node)
         "instances": [{"sop_instance_uid": instance.sop_instance_uid, "sha256": instance.sha256}],
     }
     with node.ledger("deliver") as ledger:
-        ledger.record_event(REMOVED_EVENT, decision.study_instance_uid, detail)
+        ledger.record_event(EventKind.RETENTION_REMOVED, decision.study_instance_uid, detail)
     code, _, (found,) = node.run("reproduce", decision.decision_id, "--json")
     assert (code, found["outcome"]) == (3, "gone")  # nothing was made again: no reason to be content
     assert f"{utc_now():%Y-%m-%d}" in found["problems"][0]
@@ -464,7 +463,7 @@ def test_an_export_is_recorded_with_who_and_what(node, tmp_path, monkeypatch):
     _, _, (said,) = export(node, decision, tmp_path / "x.zip")
     export(node, decision, tmp_path / "y.zip", "--with-instances")
     with node.ledger() as ledger:
-        without, whole = ledger.events(EXPORTED_EVENT)
+        without, whole = ledger.events(EventKind.EVIDENCE_EXPORTED)
         assert ledger.verify() == []
     assert without.subject_uid == decision.study_instance_uid
     assert without.detail == {

@@ -5,7 +5,7 @@ import json
 from datetime import timedelta
 
 from dicomguard.decision import Disposition
-from dicomguard.ledger import EXPORTED_EVENT, Ledger
+from dicomguard.ledger import EventKind, Ledger
 from dicomguard.ledger.chain import subkey
 from dicomguard.ledger.tables import to_text
 from tests.ledger.conftest import KEY
@@ -69,7 +69,7 @@ def test_who_else_was_given_it_is_not_in_it(ledger, make_decision):
     decision = make_decision()
     ledger.record_decisions([decision])
     before = ledger.excerpt(decision.decision_id)
-    ledger.record_event(EXPORTED_EVENT, "1.2.1", {"decision_id": decision.decision_id, "actor": "dr"})
+    ledger.record_event(EventKind.EVIDENCE_EXPORTED, "1.2.1", {"decision_id": decision.decision_id, "actor": "dr"})
     assert ledger.excerpt(decision.decision_id)["rows"] == before["rows"] != []
 
 

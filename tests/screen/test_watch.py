@@ -10,9 +10,9 @@ import pytest
 import dicomguard
 from dicomguard.decision import Disposition
 from dicomguard.errors import LedgerError
-from dicomguard.ledger import FALSE_HOLD_EVENT, Ledger
-from dicomguard.screen.budget import RESTORED_EVENT, SPENT_EVENT, FalseHoldBudget
-from dicomguard.screen.watch import OVER_EVENT, Streams, Watch, turn
+from dicomguard.ledger import EventKind, Ledger
+from dicomguard.screen.budget import FalseHoldBudget
+from dicomguard.screen.watch import Streams, Watch, turn
 from dicomguard.study import utc_now
 from tests.screen.conftest import SUSPECT
 from tests.screen.stream import flooded, moved, record, uniform
@@ -61,7 +61,11 @@ class TestDrift:
         for _ in range(6):
             record(ledger, uniform(WINDOW))
             looking.step()
-        assert told(ledger) == [*both, (OVER_EVENT, "chest-xray"), (OVER_EVENT, "chest-xray from CR1")]
+        assert told(ledger) == [
+            *both,
+            (EventKind.DRIFT_OVER, "chest-xray"),
+            (EventKind.DRIFT_OVER, "chest-xray from CR1"),
+        ]
         first, over = ledger.events()[0], ledger.events()[2]
         assert first.is_alarm
         assert not over.is_alarm
@@ -92,7 +96,7 @@ class TestDrift:
                 record(ledger, uniform(WINDOW))
                 other.step()
             one.step()
-        assert [kind for kind, _ in told(ledger)] == ["drift_moved"] * 2 + [OVER_EVENT] * 2
+        assert [kind for kind, _ in told(ledger)] == ["drift_moved"] * 2 + [EventKind.DRIFT_OVER] * 2
 
     def test_one_that_is_behind_does_not_undo_what_another_saw_later(self, ledger):
         behind, ahead = watch(ledger), watch(ledger)
@@ -105,7 +109,7 @@ class TestDrift:
             record(ledger, uniform(WINDOW))
         ahead.step()
         before = told(ledger)
-        assert before[-1][0] == OVER_EVENT
+        assert before[-1][0] == EventKind.DRIFT_OVER
         assert len(stale) == 2
         for stream in stale:
             turn(ledger, stream, 1e-4)
@@ -140,11 +144,13 @@ class TestDrift:
         looking.step()
         record(ledger, uniform(WINDOW), enrolment="a" * 64)
         looking.step()
-        assert [kind for kind, _ in told(ledger)] == ["drift_moved"] * 2 + [OVER_EVENT] * 2
+        assert [kind for kind, _ in told(ledger)] == ["drift_moved"] * 2 + [EventKind.DRIFT_OVER] * 2
         record(ledger, moved(WINDOW), enrolment="a" * 64)
         looking.step()
         watch(ledger).step()
-        assert [kind for kind, _ in told(ledger)] == ["drift_moved"] * 2 + [OVER_EVENT] * 2 + ["drift_moved"] * 2
+        assert [kind for kind, _ in told(ledger)] == ["drift_moved"] * 2 + [EventKind.DRIFT_OVER] * 2 + [
+            "drift_moved"
+        ] * 2
 
     def test_a_patient_counts_once_in_a_window(self, ledger):
         record(ledger, moved(5 * WINDOW), patient="one and the same")
@@ -230,7 +236,7 @@ class TestWhatIsRead:
 
 
 def mark(ledger, number, bundle="chest-xray"):
-    ledger.record_event(FALSE_HOLD_EVENT, "1.2", {"decision_id": f"d{number}", "bundles": [bundle]})
+    ledger.record_event(EventKind.FALSE_HOLD, "1.2", {"decision_id": f"d{number}", "bundles": [bundle]})
 
 
 @pytest.fixture
@@ -250,13 +256,13 @@ class TestBudget:
         for number in (1, 2, 2, 2):
             mark(ledger, number)
             looking.step()
-        assert ledger.events(SPENT_EVENT) == []
+        assert ledger.events(EventKind.FALSE_HOLD_BUDGET_SPENT) == []
         mark(ledger, 3)
         mark(ledger, 4, "brain-mri")
         for _ in range(3):
             looking.step()
             watch(ledger).step()
-        (event,) = ledger.events(SPENT_EVENT)
+        (event,) = ledger.events(EventKind.FALSE_HOLD_BUDGET_SPENT)
         assert event.is_alarm
         assert (event.subject_uid, event.detail["false_holds"], event.detail["holds"]) == ("chest-xray", 3, 2)
         assert "write 'mode: shadow' instead of 'mode: enforce'" in event.detail["advice"]
@@ -264,7 +270,7 @@ class TestBudget:
         times.append(now + timedelta(days=8))
         looking.step()
         looking.step()
-        assert len(ledger.events(RESTORED_EVENT)) == 1
+        assert len(ledger.events(EventKind.FALSE_HOLD_BUDGET_RESTORED)) == 1
 
     def test_old_marks_are_not_read(self, ledger, monkeypatch):
         for number in range(5):
@@ -277,7 +283,7 @@ class TestBudget:
         now = utc_now()
         assert BUDGET.counts(ledger, now) == {"chest-xray": 5}
         assert BUDGET.counts(ledger, now + timedelta(days=8)) == {"chest-xray": 0}
-        assert [more["since"] for kind, more in asked if kind == FALSE_HOLD_EVENT] == [
+        assert [more["since"] for kind, more in asked if kind == EventKind.FALSE_HOLD] == [
             now - timedelta(days=7),
             now + timedelta(days=1),
         ]
@@ -288,7 +294,10 @@ class TestBudget:
             mark(ledger, number, "brain-mri")
         BUDGET.check(ledger, now)
         BUDGET.check(ledger, now + timedelta(days=8))
-        assert told(ledger)[3:] == [(SPENT_EVENT, "brain-mri"), (RESTORED_EVENT, "brain-mri")]
+        assert told(ledger)[3:] == [
+            (EventKind.FALSE_HOLD_BUDGET_SPENT, "brain-mri"),
+            (EventKind.FALSE_HOLD_BUDGET_RESTORED, "brain-mri"),
+        ]
 
     def test_the_node_goes_on_holding(self, enforcing):
         """Spent ten times over, with every sender drifting: what is suspect is held as before."""
@@ -300,7 +309,10 @@ class TestBudget:
         screener._watch = watch(enforcing.ledger, budget=FalseHoldBudget(2, 7.0, {"stand-in": "here"}))
         enforcing.send(SUSPECT, seed=3)
         enforcing.screen(screener)
-        assert {event.kind for event in enforcing.ledger.events()} >= {SPENT_EVENT, "drift_more_alarms"}
+        assert {event.kind for event in enforcing.ledger.events()} >= {
+            EventKind.FALSE_HOLD_BUDGET_SPENT,
+            "drift_more_alarms",
+        }
         enforcing.send(SUSPECT, seed=4)
         enforcing.now_s += 100
         enforcing.screen(screener)

@@ -14,9 +14,8 @@ from typing import Any, Final
 
 from dicomguard.decision import Decision, Disposition, InstanceDecision, Verdict
 from dicomguard.lab.live.manifest import Row
-from dicomguard.ledger import Ledger
+from dicomguard.ledger import EventKind, Ledger
 
-_FAILED_EVENT: Final = "screening_failed"
 # What an image alone would be quarantined for under the default policy (dicomguard.decision).
 _FLAGGED: Final = frozenset({Verdict.SUSPECT, Verdict.INCONCLUSIVE})
 
@@ -131,7 +130,7 @@ def account(rows: Sequence[Row], ledger: Ledger, waiting: Collection[str] = ()) 
         LedgerError: the ledger cannot be read.
 
     """
-    failed = {event.subject_uid for event in ledger.events(_FAILED_EVENT)}
+    failed = {event.subject_uid for event in ledger.events(EventKind.SCREENING_FAILED)}
     studies: dict[str, list[Decision]] = {}
     for row in rows:
         if not row.is_sent:
