@@ -35,10 +35,8 @@ def benchmark(
     suite: Annotated[
         list[str], typer.Option("--suite", help="noise-consistency, joel2023, adaptive, natural or certified; repeat.")
     ],
-    profile: Annotated[
-        str, typer.Option("--profile", help="smoke (minutes), cpu (a night) or full (a GPU day).")
-    ] = "smoke",
-    data: DataOption = Path("../shared/data"),
+    profile: Annotated[str, typer.Option("--profile", help="smoke (minutes), cpu (a night) or full (a GPU day).")],
+    data: DataOption,
     work: Annotated[Path, typer.Option("--work", help="Where cells are kept; a stopped run goes on there.")] = Path(
         "build/lab"
     ),

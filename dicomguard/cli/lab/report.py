@@ -19,11 +19,11 @@ def register(lab: typer.Typer) -> None:
 
 
 def report(
+    profile: Annotated[str, typer.Option("--profile", help="Whose results: smoke, cpu or full.")],
     results: ResultsOption = Path("docs/results"),
     out: Annotated[Path, typer.Option("--out", help="Gets report.md, report.html and figures/.")] = Path(
         "build/lab/report"
     ),
-    profile: Annotated[str, typer.Option("--profile", help="Whose results: smoke, cpu or full.")] = "cpu",
     pictures: Annotated[
         Path | None,
         typer.Option(
