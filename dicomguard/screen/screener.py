@@ -13,27 +13,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from dicomguard.association import AssociationEvent
 from dicomguard.decision import REFUSED, Decision, Disposition, Fault, Reason, Verdict
 from dicomguard.errors import LedgerError, SpoolError, is_of_the_host
-from dicomguard.ledger import EventKind, Ledger, Review
+from dicomguard.ledger import EventKind, Ledger
 from dicomguard.screen import evidence
 from dicomguard.screen.alarms import Alarms
+from dicomguard.screen.chores import Chores
 from dicomguard.screen.examine import Examined, Examiner
 from dicomguard.screen.turn import PAUSES_S, Turn
 from dicomguard.screen.verdicts import Rules, Standing, decide_claim
 from dicomguard.screen.watch import Watch
-from dicomguard.spool import journal
 from dicomguard.spool.store import Claim, Settling, Spool
 from dicomguard.study import Instance, group_by_study, utc_now
 
 _log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
-_REVIEWS_EVERY_S = 30.0
-_WATCH_EVERY_S = 60.0
 _TOGETHER = 16  # instances from which on no further study joins a batch: what a stop may have to wait for
 
 
@@ -57,17 +53,15 @@ class Screener:
         self._examiner = examiner
         self._rules = rules
         self._settling = settling
-        self._watch = watch
         self._monotonic = monotonic
         self._now = now
         self._alarms = Alarms(ledger, monotonic)
+        self._chores = Chores(spool, ledger, self._alarms, watch, monotonic)
         self._turns: list[Turn] = []
         self._begun: set[str] = set()
         self._has_strays = False
         self._no_claims_before_s = 0.0
         self._ahead: dict[Path, Examined] = {}
-        self._next_reviews_s = 0.0
-        self._next_watch_s = 0.0
 
     def recover(self) -> int:
         """Take up what a former run left behind. Returns how many claims. To be done before the first step.
@@ -75,7 +69,7 @@ class Screener:
         An attempt is counted for the claims that were being worked on when the process died (`Spool.begin`), and for no
         others. Raises LedgerError while the ledger is away; it can be called again, and nothing is counted twice.
         """
-        self._finish_reviews()
+        self._chores.finish_reviews()
         left = self._spool.claims()
         begun = self._spool.begun()
         for claim_id in begun - {claim.claim_id for claim in left}:
@@ -97,13 +91,7 @@ class Screener:
         `_TOGETHER` instances go before a decision, and a stop waits for one batch, or one large study, only. Raises
         LedgerError while the ledger is away.
         """
-        did = self._ingest_journal()
-        if self._monotonic() >= self._next_reviews_s:
-            self._next_reviews_s = self._monotonic() + _REVIEWS_EVERY_S
-            self._finish_reviews()
-        if self._monotonic() >= self._next_watch_s:
-            self._next_watch_s = self._monotonic() + _WATCH_EVERY_S
-            self._look_for_drift()
+        did = self._chores.step()
         if self._has_strays:
             self._take_up_strays()
         place = next((n for n, turn in enumerate(self._turns) if turn.not_before_s <= self._monotonic()), None)
@@ -179,16 +167,6 @@ class Screener:
             return
         self._ahead = {one.instance.path: one for one in found}
 
-    def _look_for_drift(self) -> None:
-        if self._watch is None:
-            return
-        try:
-            self._watch.step()
-        except LedgerError:
-            raise
-        except Exception:  # noqa: BLE001  # whatever is wrong with the statistics, screening goes on
-            _log.exception("The drift watch failed; studies are screened as before.")
-
     def _sound_late(self, claim: Claim, *, is_endless: bool) -> None:
         detail = {"claim_id": claim.claim_id, "cause": "never quiet" if is_endless else "the screener was behind"}
         for uid in sorted({instance.study_instance_uid for instance in claim.instances}):
@@ -197,48 +175,6 @@ class Screener:
                 self._ledger.record_event(EventKind.OVERDUE, uid, detail)
             except LedgerError as error:
                 _log.error("%s The alarm stands in this log only.", error)
-
-    def _ingest_journal(self) -> bool:
-        did = False
-        for name, lines in journal.finished(self._spool.root):
-            if isinstance(lines, OSError):
-                self._alarms.report(lines, EventKind.JOURNAL_UNREADABLE, "", {"journal": name}, "journal")
-                continue
-            try:
-                self._ledger.record_associations(name, _association_events(name, lines))
-                journal.discard(self._spool.root, name)
-            except LedgerError:
-                raise
-            except Exception as error:  # noqa: BLE001  # one file must not stop the others, and screening even less
-                self._alarms.report(error, EventKind.JOURNAL_UNREADABLE, "", {"journal": name}, "journal")
-            else:
-                did = True
-        return did
-
-    def _finish_reviews(self) -> None:
-        """Carry out rulings whose files have not moved: the command was interrupted, or quicker than our own `hold`.
-
-        One that cannot be carried out is tried again the next time, and stops neither the others nor screening.
-        """
-        for review in self._ledger.reviews():
-            try:
-                self._finish_review(review)
-            except LedgerError:
-                raise
-            except Exception as error:  # noqa: BLE001  # whatever is wrong with one decision's files
-                detail = {"decision_id": review.decision_id, "action": review.action}
-                self._alarms.report(
-                    error, EventKind.REVIEW_UNFINISHED, review.study_instance_uid, detail, "decision_id"
-                )
-
-    def _finish_review(self, review: Review) -> None:
-        if not self._spool.quarantined(review.decision_id):
-            return
-        if review.action == "release":
-            queued = {d.destination for d in self._ledger.deliveries(decision_id=review.decision_id)}
-            self._spool.release(review.decision_id, sorted(queued))
-        else:
-            self._spool.reject(review.decision_id)
 
     def _screen(self, turn: Turn) -> None:
         """Screen one claim to its end, or put it back; not counted for a ledger that is away, no fault of it."""
@@ -447,14 +383,3 @@ class Screener:
             self._spool.hold(claim, decision.decision_id, names)
             return
         self._spool.forward(claim, decision.decision_id, names, decision.destinations)
-
-
-def _association_events(name: str, lines: Sequence[dict[str, Any]]) -> list[AssociationEvent]:
-    """The lines that are events; the others are left out."""
-    events = []
-    for line in lines:
-        try:
-            events.append(AssociationEvent.from_json(line))
-        except (KeyError, TypeError, ValueError):
-            _log.warning("A line of the association journal %s cannot be read; left out.", name)
-    return events

@@ -306,7 +306,7 @@ class TestBudget:
         for _ in range(3):
             record(enforcing.ledger, flooded(WINDOW), bundle="stand-in")
         screener = enforcing.screener()
-        screener._watch = watch(enforcing.ledger, budget=FalseHoldBudget(2, 7.0, {"stand-in": "here"}))
+        screener._chores._watch = watch(enforcing.ledger, budget=FalseHoldBudget(2, 7.0, {"stand-in": "here"}))
         enforcing.send(SUSPECT, seed=3)
         enforcing.screen(screener)
         assert {event.kind for event in enforcing.ledger.events()} >= {
@@ -327,7 +327,7 @@ class TestBudget:
             def step(self):
                 raise ValueError("no p-values")
 
-        screener._watch = Broken()
+        screener._chores._watch = Broken()
         enforcing.send(SUSPECT, seed=3)
         enforcing.screen(screener)
         assert "drift watch failed" in caplog.text
