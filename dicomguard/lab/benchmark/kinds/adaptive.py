@@ -46,6 +46,7 @@ from dicomguard.lab.detectors.ours import Ours
 from dicomguard.lab.detectors.sight import Detector, Sight
 from dicomguard.scoring import features, head
 from dicomguard.scoring.bundle import Bundle
+from dicomguard.scoring.consistency import Draw
 from dicomguard.scoring.scorer import Scorer
 
 AGAINST_GUARD: Final = "victim and guard at once"
@@ -106,12 +107,12 @@ class Attacker:
         cases = [self._cases[seed] for seed in seeds]
         return [opened(case, case.make(self._bits), self.scorer.fingerprint) for case in cases]
 
-    def sent(self, sources: Sequence[Opened], pixels: Tensor) -> Sight:
+    def sent(self, sources: Sequence[Opened], pixels: Tensor, draws: Sequence[Draw]) -> Sight:
         """What the node sees of presentation pixels (n, C, H, W), each as a file, under noise of its own."""
         planes = pixels.detach().cpu().numpy().astype(np.float32)
         name, fingerprint = self._name, self.scorer.fingerprint
         pairs = zip(sources, planes, strict=True)
-        return looked(self.scorer, [forged(one, new, name, fingerprint) for one, new in pairs]).sight
+        return looked(self.scorer, [forged(one, new, name, fingerprint) for one, new in pairs], draws).sight
 
     def pair(self) -> Pair:
         """Victim and guard as functions of presentation values, which are stored values over `levels`.
@@ -300,14 +301,17 @@ def _best(attacker: Attacker, eps: float) -> Attack:
 
 def _stranger(attacker: Attacker, eps: float) -> Attack:
     paper = attacker.paper()
-    return _asking(attacker, paper, paper.theta, eps)
+    # What is drawn beyond its level has no say.
+    draws = [draw for draw in attacker.scorer.noise.ladder() if draw[0] <= paper.level]
+    return _asking(attacker, paper, paper.theta, eps, draws)
 
 
 def _stranger_to_ours(attacker: Attacker, eps: float) -> Attack:
-    return _asking(attacker, *attacker.ours(with_guard=attacker.scorer.guard is not None), eps)
+    ours, bar = attacker.ours(with_guard=attacker.scorer.guard is not None)
+    return _asking(attacker, ours, bar, eps, attacker.scorer.noise.ladder())
 
 
-def _asking(attacker: Attacker, detector: Detector, bar: float, eps: float) -> Attack:
+def _asking(attacker: Attacker, detector: Detector, bar: float, eps: float, draws: Sequence[Draw]) -> Attack:
     """Somebody who knows nothing but how sure the victim is, and whether a file was let through.
 
     Every query is a file, and the noise is the node's: what was let through once is let through.
@@ -317,7 +321,7 @@ def _asking(attacker: Attacker, detector: Detector, bar: float, eps: float) -> A
         sources = attacker.sources(seeds)
 
         def accepts(current: Tensor, which: Tensor) -> Tensor:
-            seen = attacker.sent([sources[place] for place in which.tolist()], current)
+            seen = attacker.sent([sources[place] for place in which.tolist()], current, draws)
             return torch.from_numpy(~judge.flags(detector.scores(seen), bar)).to(current.device)
 
         return blackbox(margins, accepts, pixels, seeds, Square(eps=eps, queries=_QUERIES), chunk=chunk).attacked
