@@ -7,7 +7,7 @@ import pytest
 
 from dicomguard.lab import rules
 from dicomguard.lab.specimens import Looked, margin_of
-from dicomguard.scoring.calibration import Evidence, smallest_margin
+from dicomguard.scoring.calibration import Evidence
 from dicomguard.scoring.consistency import NoiseSettings, Observation, curve
 
 SETTINGS = NoiseSettings((0.01, 0.03, 0.05), 2)
@@ -97,8 +97,3 @@ def test_a_loss_is_paired_and_has_an_interval() -> None:
     assert found["BIM"]["loss"] == 0.5
     assert 0.3 < found["BIM"]["low"] < 0.5 < found["BIM"]["high"] < 0.7
     assert rules.paired_loss(half, half, {"BIM": files})["BIM"] == {"loss": 0, "low": 0, "high": 0}
-
-
-def test_the_margin_of_a_file_is_that_of_its_calibration() -> None:
-    for one in clean(10, 5):
-        assert margin_of(one) == pytest.approx(smallest_margin(one.evidence.seen))

@@ -102,6 +102,7 @@ def test_a_forged_study_is_a_study(forged, clean):
 @pytest.mark.skipif(not DCIODVFY.exists(), reason="dciodvfy (Debian package dicom3tools) is not installed")
 def test_dciodvfy_finds_nothing_wrong(forged):
     out, _ = forged
+    assert files(out)
     for path in files(out):
         told = subprocess.run([DCIODVFY, "-new", out / path], capture_output=True, text=True, check=False)
         assert told.returncode == 0
