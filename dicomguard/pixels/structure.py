@@ -236,6 +236,8 @@ class _Walk:
         if vr not in {b"", b"SQ", b"UN"} or is_value:
             raise unparsable(f"Element {name(tag)} has an undefined length, which its VR does not allow.")
         # UN of undefined length holds a sequence in Implicit VR Little Endian (PS3.5 section 6.2.2, note 4).
+        if vr == b"UN" and not level.encoding.little:
+            raise unparsable(f"Element {name(tag)} is unknown and big endian; readers disagree on what is in it.")
         inner = Encoding(implicit=True, little=True) if vr == b"UN" else level.encoding
         return self._open(level, Element(tag, vr.decode(), position, value, -1, 0), inner)
 

@@ -209,7 +209,7 @@ class _Walker:
         if len(raw) < 12:
             raise _MalformedError("the data set ends within an element")
         (length,) = struct.unpack_from(self._order + "I", raw, 8)
-        if length == _UNDEFINED and vr not in {b"SQ", b"UN"}:
+        if length == _UNDEFINED and vr not in ({b"SQ"} if self._order == ">" else {b"SQ", b"UN"}):
             raise _MalformedError("an element that is no sequence has no length")
         # Unknown of undefined length is a sequence in Implicit VR Little Endian (PS3.5 section 6.2.2, note 4).
         return tag, position + 12, length, vr != b"UN"

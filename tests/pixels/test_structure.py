@@ -260,6 +260,13 @@ def test_nothing_hides_where_others_search_for_the_end_of_a_value() -> None:
     assert reason_of(pixels) is Reason.UNPARSABLE
 
 
+def test_nothing_is_unknown_in_big_endian() -> None:
+    data = struct.pack(">HH2sHI", 0x0009, 0x1001, b"UN", 0, UNDEFINED) + struct.pack(">HHI", 0xFFFE, 0xE0DD, 0)
+    big = Encoding(implicit=False, little=False)
+    assert reason_of(data, encoding=big) is Reason.UNPARSABLE
+    assert reason_of(data.replace(b"UN", b"SQ"), encoding=big) is None
+
+
 @pytest.mark.parametrize("which", ["item", "sequence", "fragments"])
 def test_a_delimiter_with_a_length_is_refused(which: str) -> None:
     def end(number: int, kind: str) -> bytes:
