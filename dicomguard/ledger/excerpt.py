@@ -34,9 +34,7 @@ def of_decision(
     found = []
     for table in (tables.decisions, tables.deliveries, tables.reviews, tables.events):
         names_it = (
-            sa.and_(
-                table.c.detail.contains(decision_id, autoescape=True), table.c.kind != str(EventKind.EVIDENCE_EXPORTED)
-            )
+            sa.and_(table.c.detail.contains(decision_id, autoescape=True), table.c.kind != EventKind.EVIDENCE_EXPORTED)
             if table is tables.events
             else table.c.decision_id == decision_id
         )

@@ -537,7 +537,7 @@ def _in_group(group: DrawGroup) -> list[sa.ColumnElement[bool]]:
 
 def _last_event(connection: Connection, kinds: Collection[EventKind], subject_uid: str) -> Event | None:
     table = tables.events
-    condition = (table.c.kind.in_(sorted(map(str, kinds))), table.c.subject_uid == subject_uid)
+    condition = (table.c.kind.in_(sorted(kinds)), table.c.subject_uid == subject_uid)
     query = sa.select(table).where(*condition).order_by(table.c.id.desc()).limit(1)
     found = connection.execute(query).mappings().first()
     return None if found is None else rows.to_event(dict(found))

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from dicomguard.association import AssociationEvent, AssociationKind
 from dicomguard.decision import Disposition
 from dicomguard.errors import LedgerError
-from dicomguard.ledger import Delivery, DeliveryState, Ledger, store, tables
+from dicomguard.ledger import Delivery, DeliveryState, EventKind, Ledger, store, tables
 from dicomguard.study import Uid, utc_now
 
 KEY = bytes(range(32))
@@ -83,7 +83,11 @@ def test_everything_is_recorded_and_comes_back(postgres, make_decision):
     review = postgres.record_review(held.decision_id, "release", "a", "b")
     postgres.record_associations("j", events)
     postgres.record_associations("j", events)
-    postgres.record_event("alarm", "", {"a": [1.5]})
+    postgres.record_event(EventKind.OVERDUE, "", {"a": [1.5]})
+    last = postgres.last_event([EventKind.OVERDUE, EventKind.REQUEUED], "")
+    assert last is not None
+    assert [last] == postgres.events(EventKind.OVERDUE)
+    assert (last.kind, last.is_alarm) == ("overdue", True)
     assert list(postgres.decisions(limit=1)) == [passed]
     assert postgres.deliveries(DeliveryState.RETRY) == [delivery]
     assert postgres.reviews() == [review]
