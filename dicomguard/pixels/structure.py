@@ -21,6 +21,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from dicomguard.encoding import FIRST_GROUP, LONG_VRS, SHORT_VRS, looks_explicit
 from dicomguard.pixels.limits import Limits
 from dicomguard.pixels.refusal import RefusalError, over_limits, truncated, unparsable
 
@@ -35,15 +36,8 @@ _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
 _UNDEFINED: Final = 0xFFFFFFFF
-_LONG_VRS: Final = frozenset(
-    (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
-)
-_SHORT_VRS: Final = frozenset(
-    (b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS")
-) | frozenset((b"ST", b"TM", b"UI", b"UL", b"US"))
 _OPAQUE_VRS: Final = frozenset((b"OB", b"OW"))
 _SEQUENCE_TAGS: Final = frozenset(tag for tag, entry in DicomDictionary.items() if entry[0] == "SQ")
-_FIRST_GROUP: Final = 0x0004
 _PADDING_CHUNK: Final = 1 << 16
 
 
@@ -163,14 +157,13 @@ class _Walk:
             elif group == 0xFFFE:
                 if tag != _ITEM_END or level.end is not None:
                     raise unparsable(f"A delimiter {name(tag)} stands where an element should.")
-                _expect_empty(self.data, tag, position, order)
+                _expect_empty(tag, *struct.unpack_from(order + "I", self.data, position + 4))
                 self._close(position, position + 8)
                 position += 8
             elif tag == 0 and len(self.stack) == 1:
                 self._expect_padding(position)
                 return
-            elif group < _FIRST_GROUP and len(self.stack) == 1:
-                # Of commands and of a file's own head (PS3.5 section 7.1): readers of files take them for the head.
+            elif group < FIRST_GROUP and len(self.stack) == 1:
                 raise unparsable(f"Element {name(tag)} is of a group that no data set may have.")
             else:
                 position = self._element(level, tag, position, order)
@@ -179,7 +172,7 @@ class _Walk:
     def _item(self, level: _Level, tag: int, position: int, order: str) -> int:
         (length,) = struct.unpack_from(order + "I", self.data, position + 4)
         if tag == _SEQUENCE_END and level.end is None:
-            _expect_empty(self.data, tag, position, order)
+            _expect_empty(tag, length)
             self._close(position, position + 8)
             return position + 8
         if tag != _ITEM:
@@ -207,12 +200,12 @@ class _Walk:
             value = position + 8
         else:
             vr = bytes(data[position + 4 : position + 6])
-            if vr in _LONG_VRS:
+            if vr in LONG_VRS:
                 if self.stop - position < 12:
                     raise truncated("The data set ends inside the header of an element.")
                 (length,) = struct.unpack_from(order + "I", data, position + 8)
                 value = position + 12
-            elif vr in _SHORT_VRS:
+            elif vr in SHORT_VRS:
                 (length,) = struct.unpack_from(order + "H", data, position + 6)
                 value = position + 8
             else:
@@ -278,11 +271,6 @@ class _Walk:
                 raise truncated("The data set ends in the middle of an element, or with bytes that belong to none.")
 
 
-def looks_explicit(raw: bytes) -> bool:
-    """Two capital letters where a VR would stand. Implicit encoding has the lower half of a length there."""
-    return raw.isalpha() and raw.isupper()
-
-
 def _vr(tag: int) -> str:
     """As the dictionary has it (PS3.6), "" for what is not in there."""
     try:
@@ -291,8 +279,7 @@ def _vr(tag: int) -> str:
         return ""
 
 
-def _expect_empty(data: Buffer, tag: int, position: int, order: str) -> None:
-    (length,) = struct.unpack_from(order + "I", data, position + 4)
+def _expect_empty(tag: int, length: int) -> None:
     if length:
         raise unparsable(f"A delimiter {name(tag)} has a length; some skip so much, others do not.")
 

@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dicomguard.encoding import FIRST_GROUP, LONG_VRS, SHORT_VRS, looks_explicit
+
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -23,32 +25,10 @@ _MAX_READ_BYTES = 1 << 20
 _MAX_INFLATED_BYTES = 1 << 18
 _WINDOW_BYTES = 4096
 
-_FIRST_GROUP, _LAST_GROUP = 0x0004, 0x0020
+_LAST_GROUP = 0x0020
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
 _WANTED = {(0x0008, 0x0016): 0, (0x0008, 0x0018): 1, (0x0020, 0x000D): 2, (0x0020, 0x000E): 3}
-_LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
-_SHORT_VRS = frozenset(
-    (
-        b"AE",
-        b"AS",
-        b"AT",
-        b"CS",
-        b"DA",
-        b"DS",
-        b"DT",
-        b"FL",
-        b"FD",
-        b"IS",
-        b"LO",
-        b"LT",
-        b"PN",
-        b"SH",
-        b"SL",
-        b"SS",
-        b"ST",
-    )
-) | frozenset((b"TM", b"UI", b"UL", b"US"))
 _UID = re.compile(r"[0-9.]{1,64}")
 
 Reader = Callable[[int, int], bytes]
@@ -131,7 +111,7 @@ class _Walker:
             if element is None:
                 return
             tag, position, length, nested_explicit = element
-            if tag[0] < _FIRST_GROUP:
+            if tag[0] < FIRST_GROUP:
                 raise _MalformedError("an element is of a group that no data set may have")
             if tag[0] > _LAST_GROUP:
                 if tag[0] == 0xFFFE:
@@ -196,15 +176,15 @@ class _Walker:
         tag = (group, number)
         vr = raw[4:6]
         if not explicit or group == 0xFFFE:
-            if is_first and group != 0xFFFE and vr.isalpha() and vr.isupper():
+            if is_first and group != 0xFFFE and looks_explicit(vr):
                 raise _MalformedError("a length reads as a VR, by which some readers tell explicit encoding")
             (length,) = struct.unpack_from(self._order + "I", raw, 4)
             return tag, position + 8, length, explicit
-        if vr in _SHORT_VRS:
+        if vr in SHORT_VRS:
             (length,) = struct.unpack_from(self._order + "H", raw, 6)
             return tag, position + 8, length, True
         # Those to come would have 32-bit lengths (PS3.5 section 7.1.2), but readers of today do not agree on that.
-        if vr not in _LONG_VRS:
+        if vr not in LONG_VRS:
             raise _MalformedError("an element has no value representation")
         if len(raw) < 12:
             raise _MalformedError("the data set ends within an element")
