@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import uuid
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,7 @@ def stored_values(image: Image, adversarial: NDArray[np.float32], original: NDAr
     stored = np.rint(adversarial.astype(np.float64) / mapping.scale + mapping.offset)
     stored = np.clip(stored, mapping.low, mapping.high).astype(np.int64)
     untouched = np.abs(adversarial - image.pixels) < _UNTOUCHED
-    return np.where(_interleaved(untouched), original.astype(np.int64), _interleaved(stored))
+    return np.where(interleaved(untouched), original.astype(np.int64), interleaved(stored))
 
 
 def presentation(image: Image, stored: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -81,7 +82,7 @@ def forge(source: Dataset, image: Image, adversarial: NDArray[np.float32], *, de
     return forged
 
 
-def _interleaved(planes: NDArray[np.generic]) -> NDArray[np.generic]:
+def interleaved(planes: NDArray[Any]) -> NDArray[Any]:
     """Shape (1, H, W) to (H, W), (3, H, W) to (H, W, 3)."""
     return planes[0] if planes.shape[0] == 1 else np.moveaxis(planes, 0, -1)
 

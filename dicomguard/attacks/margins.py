@@ -37,8 +37,13 @@ def from_log_odds(log_odds: Logits, pixels: Tensor, *, answers: Tensor | None = 
     Margin: the log-odds of the answer at `pixels` against the strongest other class, of the question where that is
     least, because one changed finding is a flip. `answers` (N, questions): those to lose, if not its own.
     """
-    kept = head.answers(_answers(log_odds, pixels, chunk)) if answers is None else answers
+    kept = answers_of(log_odds, pixels, chunk=chunk) if answers is None else answers
     return lambda current, which: head.margins(log_odds(current), kept[which])
+
+
+def answers_of(log_odds: Logits, pixels: Tensor, *, chunk: int = CHUNK) -> Tensor:
+    """The answers that log-odds (n, questions, classes) give to `pixels` (N, C, H, W) now: (N, questions)."""
+    return head.answers(_answers(log_odds, pixels, chunk))
 
 
 def values(margins: Margins, pixels: Tensor, which: Tensor, *, chunk: int = CHUNK) -> Tensor:

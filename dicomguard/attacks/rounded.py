@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dicomguard.attacks.forge import presentation, stored_values
+from dicomguard.attacks.forge import interleaved, presentation, stored_values
 from dicomguard.pixels.image import Image
 from dicomguard.pixels.miniature import Miniature, averaged
 from dicomguard.pixels.presentation import LUMINANCE
@@ -31,16 +31,15 @@ def rounded(image: Image, adversarial: NDArray[np.float32]) -> Image:
 
 def unrounded(image: Image, adversarial: NDArray[np.float32]) -> Image:
     """`adversarial` (C, H, W) in presentation values as an image with its miniature, as if files held floats."""
-    change = adversarial.astype(np.float64) - image.pixels
-    planes = change[0] if len(change) == 1 else np.moveaxis(change, 0, -1)
+    change = interleaved(adversarial.astype(np.float64) - image.pixels)
     scale = 1.0 if image.mapping is None else image.mapping.scale
-    return replace(image, pixels=adversarial, miniature=_moved(image, planes / scale))
+    return replace(image, pixels=adversarial, miniature=_moved(image, change / scale))
 
 
 def _stored(image: Image) -> NDArray[np.int64]:
     """Shape (H, W) of a grayscale image, (H, W, 3) of an RGB one."""
     mapping = image.mapping
-    pixels = image.pixels[0] if len(image.pixels) == 1 else np.moveaxis(image.pixels, 0, -1)
+    pixels = interleaved(image.pixels)
     if mapping is None:
         return np.zeros(pixels.shape, np.int64)  # `stored_values` then says why it cannot be done
     stored = np.rint(pixels.astype(np.float64) / mapping.scale + mapping.offset)

@@ -116,8 +116,8 @@ def _frames(path: Path, worker: DecodeWorker, truth: Answer | None) -> Iterator[
     header = worker.header(path, *located, [])
     if isinstance(header, Fault) or not header.is_image:
         return
-    for start in range(0, header.frames, header.frames_at_once):
-        images = worker.frames(path, *located, start, min(header.frames_at_once, header.frames - start))
+    for start, count in header.parts():
+        images = worker.frames(path, *located, start, count)
         if isinstance(images, Fault):
             return
         for image in images:

@@ -28,7 +28,6 @@ from dicomguard.study import Instance, utc_now
 
 _log = logging.getLogger(__name__)
 
-
 # Results are recorded together: one durable commit for so many, or for what came in so many seconds.
 _RESULTS_PER_COMMIT: Final = 16
 _RESULTS_WITHIN_S: Final = 0.5
@@ -251,7 +250,6 @@ class Courier:
         committed_s = self._monotonic()
         sent = busy = 0
         failure: DeliveryError | None = None
-        is_broken = False
         for item in batch:
             if self._stop.is_set():
                 break
@@ -259,7 +257,7 @@ class Courier:
             try:
                 result = self._send_one(association, item)
             except LinkError as error:
-                failure, is_broken = error, True
+                failure = error
                 results.append(self._broken(item, error.message))
                 break
             except AlteredError as error:
@@ -279,7 +277,7 @@ class Courier:
         self._ledger.record_deliveries(
             [self._step_of(item, self._progress[_key(item)], DeliveryState.QUEUED) for item in unsent]
         )
-        if failure is not None and is_broken:
+        if isinstance(failure, LinkError):
             self._miss(batch, [], failure)
             return
         self._misses.pop(_study(batch), None)

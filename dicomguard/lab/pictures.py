@@ -27,12 +27,13 @@ def prepared(
     if not cases:
         raise ValueError("there are no cases to prepare")
     named = hashlib.sha256("\n".join([str(bits), *(case.key for case in cases)]).encode())
-    named.update(_row(cases[0], bits, preprocess).tobytes())
+    first = _row(cases[0], bits, preprocess)
+    named.update(first.tobytes())
     path = work / f"prepared-{named.hexdigest()[:16]}.npy"
     if not path.exists():
         rows = []
-        for case in cases:
-            rows.append(_row(case, bits, preprocess))
+        for place, case in enumerate(cases):
+            rows.append(_row(case, bits, preprocess) if place else first)
             advance(1 / len(cases))
         work.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial, partial.open("wb") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -48,6 +49,11 @@ class Header:
     def frames_at_once(self) -> int:
         """How many frames may be asked for together: whatever their size, at least one."""
         return max(1, min(FRAMES_AT_ONCE, BYTES_AT_ONCE // max(1, self.frame_bytes)))
+
+    def parts(self) -> Iterator[tuple[int, int]]:
+        """All frames in portions of `frames_at_once`: the first of each, and how many."""
+        for start in range(0, self.frames, self.frames_at_once):
+            yield start, min(self.frames_at_once, self.frames - start)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Header:

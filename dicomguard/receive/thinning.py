@@ -56,7 +56,7 @@ class Bucket:
 class _Caller:
     """One address, or all the others. `since_s`: when the first of those left out came."""
 
-    seen_s: float
+    seen_s: float = 0.0
     in_full: int = 0
     since_s: float = 0.0
     left_out: Counter[AssociationKind] = field(default_factory=Counter)
@@ -77,7 +77,7 @@ class Thinning:
         """True: tell it in full. False: it is counted, for the next summary of its address."""
         with self._lock:
             now_s = self._clock()
-            caller = self._caller(event.address, now_s)
+            caller = self._caller(event.address)
             caller.seen_s = now_s
             if caller.in_full < _IN_FULL and self._all.take() is not None:
                 caller.in_full += 1
@@ -102,12 +102,12 @@ class Thinning:
                     del self._callers[address]
         return told
 
-    def _caller(self, address: str, now_s: float) -> _Caller:
+    def _caller(self, address: str) -> _Caller:
         known = self._callers.get(address)
         if known is not None:
             return known
         key = address if len(self._callers.keys() - {_OTHERS}) < _ADDRESSES else _OTHERS
-        return self._callers.setdefault(key, _Caller(now_s))
+        return self._callers.setdefault(key, _Caller())
 
 
 def _summary(last: AssociationEvent, left_out: Counter[AssociationKind], *, is_one: bool) -> AssociationEvent:

@@ -123,14 +123,13 @@ class Examiner:
 
     def _frames(self, item: _Open) -> Iterator[Image]:
         """All frames of an image, or none: after a fault the instance has no scores that count."""
-        at_once = item.header.frames_at_once
-        for start in range(0, item.header.frames, at_once):
+        for start, count in item.header.parts():
             read = self._worker.frames(
                 item.instance.path,
                 item.instance.data_offset,
                 item.instance.receipt.transfer_syntax_uid,
                 start=start,
-                count=min(at_once, item.header.frames - start),
+                count=count,
             )
             if isinstance(read, Fault):
                 item.fault = accepted(read)

@@ -10,7 +10,6 @@ import typer
 from dicomguard.cli.compose import JsonOption
 from dicomguard.cli.output import Bars, console, print_json, print_table
 from dicomguard.cli.stages import stages
-from dicomguard.errors import ConfigError
 
 DataOption = Annotated[
     Path,
@@ -50,10 +49,6 @@ def datasets(
 def _list(data: Path, *, as_json: bool) -> None:
     from dicomguard.lab.data import catalogue
 
-    if not data.is_dir():
-        raise ConfigError(
-            f"the data folder {data} is not there.", advice="Point --data at the folder that holds the data sets."
-        )
     rows = [
         {
             "name": one.name,

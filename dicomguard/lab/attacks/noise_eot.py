@@ -164,17 +164,18 @@ def noise_eot(
         seen = check.look(current, which, check.ladder(settings.draws, step), step)
         targets = wanted.targets[which]
         odds = pairwise(seen.clean, targets)
-        off = (odds - wanted.clean[which]) / wanted.spread[which]
-        value = _short(off) if settings.one_sided else _squares(off)
-        shaken = pairwise(seen.noisy, targets.unsqueeze(1).expand(seen.noisy.shape[:3])) if seen.draws else None
-        if shaken is not None and settings.one_sided:
-            scaled = (shaken - wanted.clean[which].unsqueeze(1)) / wanted.spread[which].unsqueeze(1)
-            value = value + settings.stay * _short(scaled)
-        elif shaken is not None:
-            levels = [level for level, _ in seen.draws]
-            falls = odds.unsqueeze(1) - shaken  # image, draw, question, class
-            usual, spread = (part[which][:, :, levels].transpose(1, 2) for part in (wanted.drops, wanted.drop_spread))
-            value = value + settings.stay * _squares((falls - usual) / spread)
+        size = _short if settings.one_sided else _squares
+        value = size((odds - wanted.clean[which]) / wanted.spread[which])
+        if seen.draws:
+            # Image, draw, question, class.
+            shaken = pairwise(seen.noisy, targets.unsqueeze(1).expand(seen.noisy.shape[:3]))
+            if settings.one_sided:
+                off = (shaken - wanted.clean[which].unsqueeze(1)) / wanted.spread[which].unsqueeze(1)
+            else:
+                levels = [level for level, _ in seen.draws]
+                usual, spread = (one[which][:, :, levels].transpose(1, 2) for one in (wanted.drops, wanted.drop_spread))
+                off = (odds.unsqueeze(1) - shaken - usual) / spread
+            value = value + settings.stay * size(off)
         if hide is not None:
             value = value + hide(current, which)
         return value, head.margins(seen.clean, kept[which])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dicomguard.errors import ConfigError
 from dicomguard.lab.data import named, papers
 
 
@@ -19,8 +20,17 @@ class Offer:
     is_here: bool
 
 
+def need(data: Path) -> None:
+    """Raises ConfigError where the data folder is not there."""
+    if not data.is_dir():
+        raise ConfigError(
+            f"the data folder {data} is not there.", advice="Point --data at the folder that holds the data sets."
+        )
+
+
 def catalogue(data: Path) -> list[Offer]:
-    """The test data's sets, then the papers' own. Nothing is read but folders."""
+    """The test data's sets, then the papers' own. Nothing is read but folders. Raises ConfigError: see `need`."""
+    need(data)
     offers = [
         Offer(name, known.labels, known.stands_in_for, known.source, (data / f"{known.table}.csv").is_file())
         for name, known in named.KNOWN.items()

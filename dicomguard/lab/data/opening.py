@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 from dicomguard.errors import ConfigError
 from dicomguard.lab.cases import Case
 from dicomguard.lab.data import arrays, named, papers, pictures, tree
+from dicomguard.lab.data.catalogue import need
 from dicomguard.lab.data.collection import Collection
 from dicomguard.lab.data.division import LEAST, divide
 from dicomguard.lab.data.inventory import take
@@ -104,8 +105,7 @@ def open_collection(
 
 
 def _listing(name: str, data: Path, modality: str | None, labels: Path | None) -> Listing:
-    if not data.is_dir():
-        raise ConfigError(f"the data folder {data} is not there.", advice="Point --data at it.")
+    need(data)
     if name in named.KNOWN:
         return named.listing(name, data)
     if name in papers.PAPERS:

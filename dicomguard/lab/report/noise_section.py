@@ -196,6 +196,12 @@ def _detection(grid: Sequence[Result]) -> Iterator[str]:
         yield table(["attack (TPR)", "floats", "files", *(column.title for column in columns)], rows)
 
 
+def by_family(grid: Sequence[Result]) -> Iterator[tuple[str, list[Result]]]:
+    """Victims of one family together, on whatever data sets."""
+    for family in dict.fromkeys(one["family"] for one in grid):
+        yield family, [one for one in grid if one["family"] == family]
+
+
 def means(grid: Sequence[Result], kind: str, name: str = PAPER) -> tuple[float | None, float | None, str]:
     """Mean TPR and FPR of a detector over the attacks of the paper's Table 2, and of how many cells.
 
@@ -233,8 +239,7 @@ def _means(grid: Sequence[Result]) -> Iterator[str]:
         f" {papers.BEST_CELL[1]}; Mahalanobis {papers.MAHALANOBIS[0]} | {papers.MAHALANOBIS[1]:g}).\n"
     )
     rows = []
-    for family in dict.fromkeys(one["family"] for one in grid):
-        members = [one for one in grid if one["family"] == family]
+    for family, members in by_family(grid):
         found = {"floats, best level for each attack": means_at_best(members)}
         found |= {kind: means(members, kind) for kind in ("floats", "files")}
         for kind, (tpr, fpr, cells) in found.items():

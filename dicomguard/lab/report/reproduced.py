@@ -20,7 +20,7 @@ from dicomguard.lab.figures import beta_binomial_band
 from dicomguard.lab.report import papers
 from dicomguard.lab.report.further_sections import BROKEN, WITHIN, factor, strongest
 from dicomguard.lab.report.joel_section import called, is_in_table_1, taught_as_published
-from dicomguard.lab.report.noise_section import PAPER, fixed, means, means_at_best, ours, point
+from dicomguard.lab.report.noise_section import PAPER, by_family, fixed, means, means_at_best, ours, point
 from dicomguard.lab.report.words import difference, percent, rate, table, who
 from dicomguard.lab.targets import CERTIFIED
 
@@ -80,8 +80,7 @@ def _noise_consistency(found: Result) -> Iterator[Claim]:
     grid = found["grid"]
     yield from _victims(grid)
     least, most = papers.MEAN_TPR / 100 - _POINTS, papers.MEAN_FPR / 100 + _POINTS
-    for family in dict.fromkeys(one["family"] for one in grid):
-        members = [one for one in grid if one["family"] == family]
+    for family, members in by_family(grid):
         ways = (
             ("best", "on floats, at the noise level that is best for each attack on the test files (its own way)"),
             ("floats", "on floats, at one level that validation files chose"),
@@ -104,8 +103,8 @@ def _noise_consistency(found: Result) -> Iterator[Claim]:
         f"{percent(theirs)} | {percent(alarms)} against {percent(distance)} | {percent(false)}, floats",
         None if theirs is None or distance is None else theirs > distance,
     )
-    for family in dict.fromkeys(one["family"] for one in grid):
-        yield from _ours([one for one in grid if one["family"] == family], family)
+    for family, members in by_family(grid):
+        yield from _ours(members, family)
 
 
 def _ours(members: Sequence[Result], family: str) -> Iterator[Claim]:
@@ -139,8 +138,8 @@ def _finds_more(own: tuple[int, int], others: Sequence[tuple[int, int]]) -> bool
 
 def _victims(grid: Sequence[Result]) -> Iterator[Claim]:
     low, least = papers.TABLE_1["accuracy"][0], papers.TABLE_1["recall"][0]
-    for family in dict.fromkeys(one["family"] for one in grid):
-        tests = [one["victim"]["training"]["test"] for one in grid if one["family"] == family]
+    for family, members in by_family(grid):
+        tests = [one["victim"]["training"]["test"] for one in members]
         rates = [test["accuracy"]["rate"] for test in tests]
         recalls = [share["rate"] for test in tests for share in test["recall"].values() if share["rate"] is not None]
         yield Claim(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dicomguard.attacks.attacked import Attacked
-from dicomguard.attacks.margins import CHUNK, Margins
+from dicomguard.attacks.margins import CHUNK, Margins, answers_of
 from dicomguard.attacks.native import native_log_odds, native_margins
 from dicomguard.attacks.suite import Attack
 from dicomguard.lab.attacks.suite import SUITE
@@ -20,7 +19,6 @@ from dicomguard.lab.benchmark.kinds.opening import collection_of, scorer_of
 from dicomguard.lab.benchmark.progress import added
 from dicomguard.lab.benchmark.runner import Place
 from dicomguard.lab.datasets import Split
-from dicomguard.scoring import head
 from dicomguard.scoring.scorer import Scorer
 
 
@@ -54,9 +52,7 @@ def _on(surrogate: Scorer, victim: Scorer, attack: Attack) -> Attack:
     """
 
     def transferred(margins: Margins, pixels: Tensor, seeds: Sequence[int], *, chunk: int = CHUNK) -> Attacked:
-        with torch.no_grad():
-            odds = [native_log_odds(victim)(part) for part in torch.split(pixels, chunk)]
-        answers = head.answers(torch.cat(odds))
+        answers = answers_of(native_log_odds(victim), pixels, chunk=chunk)
         return transfer(attack, native_margins(surrogate, pixels, answers=answers), margins, pixels, seeds, chunk=chunk)
 
     return transferred

@@ -135,14 +135,14 @@ def cost(succeeded: Mapping[str, list[str]], unseen: Mapping[str, list[str]]) ->
     for name, eps in map(parted, succeeded):
         budgets.setdefault(name, []).append(eps)
     smallest, limit = min(map(min, budgets.values())), min(map(max, budgets.values()))
-    success = min(_median(reached, files) for reached in _singly(succeeded).values())
-    singly = _singly(unseen)
-    medians = {attack: _median(reached, files) for attack, reached in singly.items()}
+    reached, singly = _singly(succeeded), _singly(unseen)
+    success = min(_median(one, files) for one in reached.values())
+    medians = {attack: _median(one, files) for attack, one in singly.items()}
     undetected = min(medians.values(), default=math.inf)
     # What passed at the first budget of an attack might have passed below, unless that is the smallest of all.
     hopeful = {
-        name: {key: 0.0 if eps == min(budgets[name]) > smallest else eps for key, eps in reached.items()}
-        for name, reached in singly.items()
+        name: {key: 0.0 if eps == min(budgets[name]) > smallest else eps for key, eps in one.items()}
+        for name, one in singly.items()
     }
     keys = {key for one in hopeful.values() for key in one}
     together = {key: min(one[key] for one in hopeful.values() if key in one) for key in keys}
@@ -154,7 +154,7 @@ def cost(succeeded: Mapping[str, list[str]], unseen: Mapping[str, list[str]]) ->
         "is_least": success <= smallest,
         "is_most": math.isfinite(undetected) and min(_median(one, files) for one in hopeful.values()) < undetected,
         "limit": limit,
-        "interval": _interval(_singly(succeeded), singly, sorted(files), budgets, limit),
+        "interval": _interval(reached, singly, sorted(files), budgets, limit),
         "pooled": {
             **_ratio(*pooled),
             "is_least": pooled[0] <= smallest,
