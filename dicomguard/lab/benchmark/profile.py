@@ -31,10 +31,11 @@ class Profile:
     papers'; `tried`: files that are attacked at most; `choosing`: successes on the validation split, by which the
     paper's noise level is chosen. `adaptive`: files for each adaptive attack and budget, on victims of
     `adaptive_sets`. `shifted`: clean files for each natural change. `joel_pictures`: that the detectors of Joel et al.
-    2023 are taught and tested on; `small_detectors`: small networks and few epochs for those. `guard_epochs`,
-    `guard_steps`: of a certified guard, at least so many steps. `enrols`: whether victims are enrolled as a site would,
-    guard included. `whole_grids`: every budget instead of some. `is_check`: one data set, a few attacks and budgets, to
-    see that everything runs. `reductions`: what the tables say of all this.
+    2023 are taught and tested on, in `teachers_sets` by other attacks and budgets, too; `small_detectors`: small
+    networks and few epochs for those. `guard_epochs`, `guard_steps`: of a certified guard, at least so many steps.
+    `enrols`: whether victims are enrolled as a site would, guard included. `whole_grids`: every budget instead of some.
+    `is_check`: one data set, a few attacks and budgets, to see that everything runs. `reductions`: what the tables say
+    of all this.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Profile:
     adaptive_sets: tuple[str, ...]
     shifted: int | None
     joel_pictures: int | None
+    teachers_sets: tuple[str, ...]
     small_detectors: bool
     guard_epochs: int
     guard_steps: int
@@ -91,6 +93,7 @@ SMOKE = Profile(
     adaptive_sets=("chest_xray",),
     shifted=16,
     joel_pictures=48,
+    teachers_sets=(),
     small_detectors=True,
     guard_epochs=1,
     guard_steps=40,
@@ -111,8 +114,8 @@ CPU = Profile(
     training=600,
     calibration=400,
     test=300,
-    wanted=100,
-    further=30,
+    wanted=60,
+    further=20,
     tried=None,
     choosing=24,
     epochs=None,
@@ -120,8 +123,9 @@ CPU = Profile(
     pictures=None,
     adaptive=20,
     adaptive_sets=("chest_xray",),
-    shifted=120,
+    shifted=60,
     joel_pictures=600,
+    teachers_sets=("brain_mri",),
     small_detectors=True,
     guard_epochs=24,
     guard_steps=400,
@@ -130,21 +134,21 @@ CPU = Profile(
     is_check=False,
     reductions=(
         Reduction(
-            "EfficientNet-Lite0 (ImageNet weights) at 224 pixels, a residual net and a vision transformer at 128 pixels"
+            "EfficientNet-Lite0 (ImageNet weights) at 160 pixels, a residual net and a vision transformer at 128 pixels"
             " from random weights, which two cores can train, instead of ResNet-50 V2, InceptionV3 and ViT-B/16 with"
             " ImageNet weights. One seed.",
             _VICTIMS,
         ),
         Reduction(
-            "An attack stops once 100 files succeeded (30 of those beyond the papers); at most 400 clean files for"
+            "An attack stops once 60 files succeeded (20 of those beyond the papers); at most 400 clean files for"
             " calibration, 300 for test. Of five budgets PGD at .004, .008 and .016, FGSM and BIM at .008; of six"
             " kappas Carlini-Wagner's 0 and 5.",
             ("noise-consistency",),
         ),
         Reduction(
             "One victim, VGG-11 at 64 pixels from random weights; small networks stand in for the detectors', see"
-            " there; at most 600 pictures of each data set, all of them attacked; six budgets of twelve; 12 epochs of"
-            " adversarial training. One seed.",
+            " there; at most 600 pictures of each data set, all of them attacked; six budgets of twelve; other"
+            " teachers than the paper's on brain MRI alone; 12 epochs of adversarial training. One seed.",
             ("joel2023",),
         ),
         Reduction(
@@ -154,8 +158,8 @@ CPU = Profile(
             " paper's check, not ours.",
             ("adaptive",),
         ),
-        Reduction("At most 120 clean files for each change, 400 for calibration.", ("natural",)),
-        Reduction("At most 300 clean files.", ("certified",)),
+        Reduction("At most 60 clean files for each change, 400 for calibration.", ("natural",)),
+        Reduction("At most 300 clean files, three budgets of five.", ("certified",)),
     ),
 )
 FULL = Profile(
@@ -177,6 +181,7 @@ FULL = Profile(
     adaptive_sets=("chest_xray", "brain_mri"),
     shifted=None,
     joel_pictures=None,
+    teachers_sets=("brain_mri", "lung_ct", "breast_us"),
     small_detectors=False,
     guard_epochs=24,
     guard_steps=400,

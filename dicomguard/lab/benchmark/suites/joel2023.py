@@ -74,8 +74,9 @@ def plan(profile: Profile, where: Where) -> Plan:
         published = replace(plain, bits=PICTURE_BITS)
         for protocol in (joel.PAPER, joel.FLOATS):
             cells |= published.taught(("BIM", taught_on), protocol, table_1)
-        for teacher in [("BIM", eps) for eps in _MATRIX] + [(attack, taught_on) for attack in FIRST_ORDER]:
-            cells |= plain.taught(teacher, joel.CLOSED, everything)
+        if where.task_of(place.data_set) in profile.teachers_sets:
+            for teacher in [("BIM", eps) for eps in _MATRIX] + [(attack, taught_on) for attack in FIRST_ORDER]:
+                cells |= plain.taught(teacher, joel.CLOSED, everything)
         hardened = _Victim(
             profile, place, "hardened", victim_cell(profile, place, where, hardening=_HARDENED_WITH), bits
         )
