@@ -41,6 +41,15 @@ def benchmark(
         "build/lab"
     ),
     results: ResultsOption = Path("docs/results"),
+    finished: Annotated[
+        Path | None,
+        typer.Option(
+            "--finished",
+            metavar="DIR",
+            help="Keep what the tables are made of here, too, as it is found, and take it from here: to go on on "
+            "another machine.",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0: one a core.")] = 0,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda, for networks.")] = "cpu",
     instead: Annotated[
@@ -64,6 +73,7 @@ def benchmark(
     """
     from dicomguard.lab.benchmark import suites
     from dicomguard.lab.benchmark.cell import in_order
+    from dicomguard.lab.benchmark.finished import take_over
     from dicomguard.lab.benchmark.kinds import KINDS
     from dicomguard.lab.benchmark.profile import named
     from dicomguard.lab.benchmark.runner import Runner, alone_in
@@ -76,6 +86,10 @@ def benchmark(
     wanted = [cell for cell in in_order([cell for plan in plans for cell in plan.cells.values()]) if only in cell.title]
     if not wanted:
         raise ConfigError(f"no cell has {only!r} in its name.", advice="Run with --list to see the names.")
+    tables = [cell for plan in plans for cell in plan.cells.values()]
+    if finished is not None:
+        for cell in tables:
+            take_over(cell, work, finished)
     if list_only:
         _list(in_order(wanted), work, as_json=as_json)
         return
@@ -83,13 +97,14 @@ def benchmark(
     command = line("dicomguard", sys.argv[1:])
     is_watched = console.is_terminal and not as_json
     with Bars(quiet=not is_watched) as bars:
+        show = _on(bars) if is_watched else _in_lines()
         runner = Runner(
             KINDS,
             work,
             data,
             workers=workers or os.cpu_count() or 1,
             device=device,
-            show=_on(bars) if is_watched else _in_lines(),
+            show=show if finished is None else _handing_over(show, tables, work, finished),
         )
         with alone_in(work):
             outcome = runner.run(wanted)
@@ -129,6 +144,24 @@ def _in_lines() -> Callable[[Cell, float], None]:
             _log.info("%s: %s.", cell.title, "done" if share else "begun")
 
     return show
+
+
+def _handing_over(
+    show: Callable[[Cell, float], None], tables: Sequence[Cell], work: Path, finished: Path
+) -> Callable[[Cell, float], None]:
+    """Show, and hand over what tables are made of: what is there already, and each cell once it is done."""
+    from dicomguard.lab.benchmark.finished import hand_over
+
+    keys = {cell.key for cell in tables}
+    for cell in tables:
+        hand_over(cell, work, finished)
+
+    def shown(cell: Cell, share: float) -> None:
+        show(cell, share)
+        if share == 1.0 and cell.key in keys:
+            hand_over(cell, work, finished)
+
+    return shown
 
 
 def _is_complete(plan: Plan, work: Path) -> bool:

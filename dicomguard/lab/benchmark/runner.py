@@ -154,18 +154,9 @@ class Runner:
 
     def run(self, cells: Sequence[Cell]) -> Outcome:
         """Compute what is not kept. Interrupted, it stops the workers; cells go on where they were the next time."""
-        outcome, waiting = Outcome(), []
-        there: set[str] = set()
-        for cell in in_order(list(cells)):
-            found = cell.result(self._root)
-            if found is not None and _is_of_another_victim(cell, found, self._root):
-                shutil.rmtree(cell.folder(self._root))
-                found = None
-            if found is None:
-                waiting.append(cell)
-            else:
-                outcome.kept.append(cell)
-                there.add(cell.key)
+        outcome, waiting = Outcome(), self._unfinished(cells)
+        outcome.kept.extend(cell for cell in in_order(list(cells)) if cell.result(self._root) is not None)
+        there = {cell.key for cell in outcome.kept}
         try:
             while waiting or any(worker.cell is not None for worker in self._workers):
                 self._skip(waiting, outcome)
@@ -176,6 +167,28 @@ class Runner:
                 worker.stop()
             self._workers.clear()
         return outcome
+
+    def _unfinished(self, cells: Sequence[Cell]) -> list[Cell]:
+        """What has to be computed, what is needed first: what only a kept cell needs is not.
+
+        A kept cell whose victim came out otherwise since is thrown away.
+        """
+        found: dict[str, Cell] = {}
+
+        def visit(cell: Cell) -> None:
+            kept = cell.result(self._root)
+            if kept is not None and _is_of_another_victim(cell, kept, self._root):
+                shutil.rmtree(cell.folder(self._root))
+                kept = None
+            if kept is not None or cell.key in found:
+                return
+            for _, need in cell.needs:
+                visit(need)
+            found[cell.key] = cell
+
+        for cell in cells:
+            visit(cell)
+        return list(found.values())
 
     def _skip(self, waiting: list[Cell], outcome: Outcome) -> None:
         """Leave out what needs a cell that is lost; `waiting` is in order, so one round finds all."""

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.cell import RESULT, Cell, in_order
+from dicomguard.lab.benchmark.finished import hand_over, take_over
 from dicomguard.lab.benchmark.runner import Runner, compute
 
 
@@ -86,6 +88,10 @@ def test_workers_compute_what_is_needed_first_and_nothing_twice(tmp_path: Path, 
     assert ("total", 1.0) in seen
     again = runner.run([sum_of_three])
     assert (len(again.kept), again.done) == (5, [])
+    shutil.rmtree(number(1).folder(tmp_path))
+    again = runner.run([sum_of_three])
+    assert (len(again.kept), again.done) == (4, []), "nobody needs it any more"
+    compute(number(1), kinds["number"], root=tmp_path, data=tmp_path)
     assert json.loads((number(1).folder(tmp_path) / RESULT).read_text())["runs"] == 1
 
 
@@ -132,3 +138,27 @@ def test_what_another_victim_left_is_made_again(tmp_path: Path, kinds) -> None:
     outcome = runner.run([judged])
     assert outcome.done == [judged]
     assert judged.result(tmp_path)["value"] == 6
+
+
+def test_a_run_goes_on_on_another_machine(tmp_path: Path, kinds) -> None:
+    here, there, packed = tmp_path / "here", tmp_path / "there", tmp_path / "packed"
+    cell, open_one = total(number(1)), number(7)
+    hand_over(open_one, here, packed)
+    assert not packed.exists(), "there is nothing to hand over yet"
+    found = {"value": 4, "charts": ["bars.png"], "versions": {}}
+    cell.folder(here).mkdir(parents=True)
+    for name in ("bars.png", "patient.png"):
+        (cell.folder(here) / name).write_bytes(name.encode())
+    cell.keep(here, found)
+    hand_over(cell, here, packed)
+    assert {path.name for path in (packed / cell.key).iterdir()} == {RESULT, "bars.png"}, "no picture of the data"
+    assert take_over(cell, there, packed)
+    assert cell.result(there) == found
+    assert (cell.folder(there) / "bars.png").read_bytes() == b"bars.png"
+    assert not take_over(cell, there, packed), "it is there"
+    assert not take_over(total(number(2)), there, packed), "of other inputs"
+    outcome = Runner(kinds, there, tmp_path, workers=1).run([cell])
+    assert (outcome.kept, outcome.done) == ([cell], []), "what it was made of is not made again"
+    (packed / cell.key / RESULT).write_text("[")
+    with pytest.raises(DicomguardError, match=r"result\.json cannot be read"):
+        take_over(cell, tmp_path / "elsewhere", packed)

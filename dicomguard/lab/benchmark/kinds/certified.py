@@ -30,7 +30,7 @@ def certified(settings: dict[str, Any], place: Place) -> Result:
     ranges = shop.ranges()
     guard = shop.guard(settings_for(settings["eps"], ranges), _distillation(settings))
     found = shop.certify(guard, shop.test_files(settings["cases"], ranges))
-    return {"fingerprint": shop.scorer.fingerprint, **found}
+    return {"fingerprint": shop.scorer.fingerprint, "victim": place.needs["victim"], **found}
 
 
 def _workshop(settings: dict[str, Any], place: Place, *, stages: int, taught: Path | None = None) -> Workshop:

@@ -66,25 +66,25 @@ def write(made: Plan, work: Path, results: Path, *, command: str) -> Path:
         "profile": made.profile.name,
         "reductions": made.profile.reduced(made.name),
         "command": command,
-        "versions": _versions(result for cell in made.everything() if (result := cell.result(work)) is not None),
+        "versions": _versions(found.values()),
         "cells": {name: cell.key for name, cell in made.cells.items()},
         "charts": _charts(made, found, work, results),
-        "victims": _victims(made, work),
+        "victims": _victims(found.values()),
     }
     write_json(path, {**facts, **made.assemble(found)})
     return path
 
 
-def _victims(made: Plan, work: Path) -> list[dict[str, str]]:
-    """What each victim began with, and what was reduced against the papers'."""
-    found = []
-    for cell in made.everything():
-        result = cell.result(work) if cell.kind == "victim" else None
-        if result is not None:
-            training = result["training"]
+def _victims(found: Iterable[Result]) -> list[dict[str, str]]:
+    """What each victim began with, and what was reduced against the papers'; each once."""
+    victims = {}
+    for result in found:
+        if "victim" in result:
+            training = result["victim"]["training"]
             reduction = training["reduction"] or "nothing"
-            found.append({"name": training["name"], "weights": training["weights"], "reduction": reduction})
-    return found
+            facts = {"name": training["name"], "weights": training["weights"], "reduction": reduction}
+            victims[tuple(facts.values())] = facts
+    return list(victims.values())
 
 
 def _charts(made: Plan, found: Mapping[str, Result], work: Path, results: Path) -> dict[str, list[str]]:
