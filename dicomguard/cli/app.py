@@ -14,7 +14,21 @@ from typing import Annotated
 import typer
 
 import dicomguard
-from dicomguard.cli import bundles, drift, enrolling, evidence, flight, holding, lab, node, records, transit, trials
+from dicomguard.cli import (
+    bundles,
+    deliveries,
+    demo,
+    drift,
+    enrolling,
+    evidence,
+    lab,
+    node,
+    quarantine,
+    records,
+    replay,
+    reproduce,
+    score,
+)
 from dicomguard.errors import BundleError, ConfigError, DicomguardError
 
 app = typer.Typer(
@@ -27,13 +41,15 @@ app = typer.Typer(
 )
 node.register(app)
 records.register(app)
-holding.register(app)
-transit.register(app)
-trials.register(app)
+quarantine.register(app)
+deliveries.register(app)
+demo.register(app)
+score.register(app)
+replay.register(app)
 bundles.register(app)
 enrolling.register(app)
 drift.register(app)
-flight.register(app)
+reproduce.register(app)
 evidence.register(app)
 lab.register(app)
 

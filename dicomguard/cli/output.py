@@ -87,3 +87,8 @@ class Bars:
     def stop(self) -> None:
         """Leave the bars as they are."""
         self._progress.stop()
+
+
+def number(value: object) -> str:
+    """A figure for a table's cell; nothing where there is none."""
+    return f"{value:.2f}" if isinstance(value, float) else ""

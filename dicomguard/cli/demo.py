@@ -1,4 +1,4 @@
-"""Commands that try the node out, or use its scorer without it: demo, score, replay."""
+"""The whole node on loopback, with made-up images: `dicomguard demo`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomguard.cli import compose
-from dicomguard.cli.compose import ConfigOption, JsonOption
-from dicomguard.cli.output import Bars, console, print_json, print_table, shorten
+from dicomguard.cli.compose import JsonOption
+from dicomguard.cli.output import Bars, console, number, print_json, print_table
 
 if TYPE_CHECKING:  # torch and pynetdicom, imported by the commands that need them
     from dicomguard.demo import Node, Outcome
@@ -21,10 +21,8 @@ BUNDLES = Path(__file__).parents[2] / "config" / "bundles"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to the tree."""
+    """Add the command to the tree."""
     app.command()(demo)
-    app.command()(score)
-    app.command()(replay)
 
 
 def demo(
@@ -122,7 +120,7 @@ def _show_outcomes(found: list[Outcome], *, as_json: bool) -> None:
                 r["study"],
                 r["shows"] if r["eps"] is None else f"{r['shows']}, attacked eps {r['eps']:.3f}",
                 r["answer"],
-                *(_number(r[name]) for name in _DEMO_NUMBERS),
+                *(number(r[name]) for name in _DEMO_NUMBERS),
                 r["verdict"],
                 r["disposition"],
                 "yes" if r["right"] else "NO",
@@ -130,10 +128,6 @@ def _show_outcomes(found: list[Outcome], *, as_json: bool) -> None:
             for r in rows
         ),
     )
-
-
-def _number(value: object) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else ""
 
 
 def _stay(node: Node, folder: Path) -> None:
@@ -151,89 +145,3 @@ def _stay(node: Node, folder: Path) -> None:
         node.wait()
     except KeyboardInterrupt:
         console.print("Stopping.")
-
-
-def score(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", exists=True, help="DICOM files or folders.")],
-    config: ConfigOption,
-    as_json: JsonOption = False,
-) -> None:
-    """Score files as the node would, without a network. Exit 1 when one of them would be held."""
-    from dicomguard.screen.files import find_files, judge_files
-
-    settings = compose.read_config(config)
-    held = False
-    rows = []
-    files = list(find_files(paths))
-    with compose.decode_worker(settings) as worker, Bars(quiet=as_json or len(files) < 2) as bars:
-        examiner = compose.examiner(settings, worker, compose.load_models(settings))
-        for done, (path, found) in enumerate(judge_files(files, worker, examiner, compose.rules(settings)), 1):
-            held |= found.holds
-            if as_json:
-                print_json([{"path": str(path), **found.to_json()}])
-            worst = (found.scores or {}).get("worst", {})
-            rows.append(
-                (
-                    path.name,
-                    found.verdict.value,
-                    "quarantine" if found.holds else "forward",
-                    worst.get("predicted"),
-                    *(_number(worst.get(name)) for name in ("probability", "statistic", "p_value")),
-                    (found.scores or {}).get("assurance"),
-                    ", ".join(found.reasons),
-                    found.detail,
-                )
-            )
-            bars("score", done, len(files))
-    if not as_json:
-        numbers = ("p", "score", "p-value", "assurance")
-        print_table("Scores", ("file", "verdict", "alone it would", "answer", *numbers, "reasons", "detail"), rows)
-    raise typer.Exit(1 if held else 0)
-
-
-def replay(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="[PATH...]", default_factory=list, show_default=False, exists=True, help="DICOM files or folders."
-        ),
-    ],
-    to: Annotated[str, typer.Option("--to", metavar="HOST:PORT", help="Where to send.")],
-    called: Annotated[str, typer.Option("--called", metavar="AE", help="AE title of the node.")],
-    calling: Annotated[str, typer.Option("--calling", metavar="AE", help="AE title to send as.")] = "REPLAY",
-    manifest: Annotated[
-        Path | None,
-        typer.Option(
-            "--manifest", help="Truth about the files; copied with results. Without PATH: sends what it lists."
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Send files to a node as they are. DCMTK's and pynetdicom's storescu do just as well."""
-    from dicomguard.replay import send
-    from dicomguard.study import AeTitle, Peer
-
-    if not paths and manifest is None:
-        raise typer.BadParameter("name files or folders, or a manifest with --manifest", param_hint="PATH")
-    host, _, port = to.rpartition(":")
-    if not host or not port.isdigit():
-        raise typer.BadParameter("write HOST:PORT, such as 127.0.0.1:11112", param_hint="--to")
-    with Bars(quiet=as_json) as bars:
-        sent = send(
-            paths,
-            Peer(AeTitle(called), host.strip("[]"), int(port)),
-            calling=AeTitle(calling),
-            manifest=manifest,
-            progress=lambda done, total: bars("send", done, total),
-        )
-    if as_json:
-        print_json(item.to_json() for item in sent)
-    else:
-        bad = [item for item in sent if not item.is_stored]
-        print_table(
-            "Not stored",
-            ("file", "instance", "what was said"),
-            ((i.path, shorten(i.sop_instance_uid), i.error) for i in bad),
-        )
-        console.print(f"{len(sent) - len(bad)} of {len(sent)} instances were stored.")
-    raise typer.Exit(0 if all(item.is_stored for item in sent) else 1)

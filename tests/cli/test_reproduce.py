@@ -240,10 +240,10 @@ def test_a_prefix_of_two_decisions_is_refused(desk):
 
 
 def test_without_a_configuration_there_is_nothing_to_reproduce():
-    from dicomguard.cli import flight
+    from dicomguard.cli import reproduce
 
     with pytest.raises(ConfigError):
-        flight.reproduce(None, everything=True)
+        reproduce.reproduce(None, everything=True)
 
 
 # With an enrolment ---------------------------------------------------------------------------------------------------
