@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dicomguard.enrol.cleanset import CleanSet
+from dicomguard.scoring.device import half_on_cpu
 from dicomguard.scoring.guard import GuardNetwork, output_count
 from dicomguard.scoring.head import Head
 from dicomguard.scoring.scorer import Scorer
@@ -121,7 +122,7 @@ def distil(
             (planes,) = moved((taught.planes[which, places].float(),), settings, generator)
             noisy = planes.repeat(settings.draws, 1, 1, 1)
             noisy = noisy + sigma * torch.randn(noisy.shape, generator=generator)
-            with torch.autocast("cpu", torch.bfloat16):
+            with half_on_cpu():
                 outputs = network(noisy.contiguous(memory_format=torch.channels_last))
             loss = _loss(outputs.float(), taught.log_odds[which, places], reading, settings)
             optimizer.zero_grad(set_to_none=True)

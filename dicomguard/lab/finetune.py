@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dicomguard.scoring.device import half_on_cpu
 from dicomguard.scoring.networks import EfficientNetLite0
 
 Advance = Callable[[str, float], None]
@@ -76,7 +77,7 @@ def augment(batch: Tensor, settings: Settings, generator: torch.Generator) -> Te
 
 def _early(network: EfficientNetLite0, batch: Tensor, blocks: int) -> Tensor:
     planes = ((batch - 0.5) / 0.5).expand(-1, 3, -1, -1).to(memory_format=torch.channels_last)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), half_on_cpu():
         return cast("Tensor", network.features[:blocks](planes)).to(torch.bfloat16)
 
 
@@ -153,8 +154,8 @@ def finetune(
         for start in range(0, len(order), settings.batch):
             chosen = order[start : start + settings.batch]
             batch = torch.stack([cache[int(variants[i])][int(i)] for i in chosen])
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = network.classify(tail(batch))
+            with half_on_cpu():
+                logits = network.classify(tail(batch.float()))
             loss = weighted_loss(logits.float(), truth[chosen], weights, settings.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped

@@ -38,6 +38,7 @@ from dicomguard.scoring import bundle, calibration, consistency, noise
 from dicomguard.scoring.bundle import Inference
 from dicomguard.scoring.calibration import NOISE_COMPONENTS, STATISTIC, Calibration, Evidence
 from dicomguard.scoring.consistency import Draw, NoiseSettings, Observation
+from dicomguard.scoring.device import half_on_cpu
 from dicomguard.scoring.scorer import Scorer
 
 Pictures = NDArray[np.float32]
@@ -155,8 +156,8 @@ class Rater:
         self._noise = NoiseSettings(LEVELS, repeats=1)
 
     def log_odds(self, batch: Tensor) -> Tensor:
-        """Log-odds (N, 1, 2) in bfloat16, which is twice as fast; no threshold of a node comes from here."""
-        with torch.autocast("cpu", torch.bfloat16):
+        """Log-odds (N, 1, 2) in bfloat16 where that is fast; no threshold of a node comes from here."""
+        with half_on_cpu():
             return self.scorer.log_odds(batch.to(memory_format=torch.channels_last)).float()
 
     @property

@@ -45,6 +45,7 @@ from dicomguard.scoring import bundle, calibration, memory, noise
 from dicomguard.scoring.bundle import Bundle, Constructor, Inference, Input, Noise
 from dicomguard.scoring.calibration import Calibration, Evidence
 from dicomguard.scoring.consistency import curve
+from dicomguard.scoring.device import half_on_cpu
 from dicomguard.scoring.enrolment import FOLDER, MINIMUM_AUROC, Enrolment
 from dicomguard.scoring.enrolment import read as read_enrolment
 from dicomguard.scoring.networks import EfficientNetLite0
@@ -221,9 +222,9 @@ class Training:
 
 
 def balanced_accuracy(network: EfficientNetLite0, pictures: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
-    """Mean of the two classes' recall, in bfloat16: for choosing between epochs only."""
+    """Mean of the two classes' recall, in bfloat16 where that is fast: for choosing between epochs only."""
     answers = []
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), half_on_cpu():
         for start in range(0, len(pictures), 8):
             batch = ((torch.from_numpy(pictures[start : start + 8])[:, None] - 0.5) / 0.5).expand(-1, 3, -1, -1)
             answers.append(network(batch)[:, 0] >= 0)

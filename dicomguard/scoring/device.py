@@ -23,3 +23,14 @@ def usable(name: str) -> torch.device:
             advice="Use cpu, or install what the device needs.",
         ) from error
     return device
+
+
+def half_on_cpu() -> torch.autocast:
+    """A context in which networks on a processor compute in bfloat16, where it multiplies that in hardware.
+
+    Elsewhere bfloat16 is emulated, which takes ten times as long as float32, and nothing changes. For training, and for
+    choosing between epochs: what is decided on must not depend on the processor.
+    """
+    asked: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
+    is_fast = bool(asked.get("avx512_bf16") or asked.get("amx_bf16"))
+    return torch.autocast("cpu", torch.bfloat16, enabled=is_fast)
