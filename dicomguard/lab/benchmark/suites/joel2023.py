@@ -70,11 +70,11 @@ def plan(profile: Profile, where: Where) -> Plan:
         cells |= plain.taught(("BIM", taught_on), joel.CLOSED, everything)
         if profile.is_check:
             continue
-        cells |= plain.taught(("BIM", taught_on), joel.CHANGE, table_1)
         published = replace(plain, bits=PICTURE_BITS)
-        for protocol in (joel.PAPER, joel.FLOATS):
-            cells |= published.taught(("BIM", taught_on), protocol, table_1)
-        if where.task_of(place.data_set) in profile.teachers_sets:
+        cells |= published.taught(("BIM", taught_on), joel.PAPER, table_1)
+        if where.task_of(place.data_set) in profile.joel_whole:
+            cells |= plain.taught(("BIM", taught_on), joel.CHANGE, table_1)
+            cells |= published.taught(("BIM", taught_on), joel.FLOATS, table_1)
             for teacher in [("BIM", eps) for eps in _MATRIX] + [(attack, taught_on) for attack in FIRST_ORDER]:
                 cells |= plain.taught(teacher, joel.CLOSED, everything)
         hardened = _Victim(
