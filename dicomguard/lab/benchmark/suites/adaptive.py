@@ -60,7 +60,7 @@ def plan(profile: Profile, where: Where) -> Plan:
 
     """
     cells: dict[str, Cell] = {}
-    for place in places(profile, profile.adaptive_victims, profile.adaptive_sets, where):
+    for place in places(profile, profile.families(NAME), profile.adaptive_sets, where):
         known = known_files(profile, place, where)
         needs = dict(known)
         for attack in profile.some(tuple(KNOWING), _CHECKED):

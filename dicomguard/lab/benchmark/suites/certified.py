@@ -27,7 +27,7 @@ def plan(profile: Profile, where: Where) -> Plan:
 
     """
     cells = {}
-    for place in places(profile, profile.adaptive_victims, DATA_SETS, where):
+    for place in places(profile, profile.families(NAME), DATA_SETS, where):
         victim = victim_cell(profile, place, where)
         taught = {"epochs": profile.guard_epochs, "least_steps": profile.guard_steps, "pictures": profile.pictures}
         needs = {"victim": victim, "lessons": cell("lessons", f"{place}: lessons", {"victim": victim}, **taught)}

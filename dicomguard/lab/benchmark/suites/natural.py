@@ -41,7 +41,7 @@ def plan(profile: Profile, where: Where) -> Plan:
     strangers = [where.set_for(task) for task in profile.some(OTHER_SETS, ())]
     required(where, strangers)
     cells: dict[str, Cell] = {}
-    for place in places(profile, profile.victims, noise_consistency.DATA_SETS, where):
+    for place in places(profile, profile.families(NAME), noise_consistency.DATA_SETS, where):
         needs = known_files(profile, place, where)
         victim = {"victim": needs["victim"]}
         for shift in profile.some(tuple(SHIFTS), _CHECKED):

@@ -51,7 +51,7 @@ def plan(profile: Profile, where: Where) -> Plan:
 
     """
     cells: dict[str, Cell] = {}
-    for place in places(profile, profile.victims, DATA_SETS, where):
+    for place in places(profile, profile.families(NAME), DATA_SETS, where):
         known = known_files(profile, place, where)
         needs = {**known, **_attacks(profile, place, known["victim"], where)}
         cells[place.called("judge")] = cell("judge", f"{place}: judge", needs, alphas=ALPHAS)
