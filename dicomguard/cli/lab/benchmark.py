@@ -83,10 +83,10 @@ def benchmark(
 
     where = Where(data, work, device, _instead(instead or []))
     plans = [suites.plan(name, named(profile), where) for name in suite]
-    wanted = [cell for cell in in_order([cell for plan in plans for cell in plan.cells.values()]) if only in cell.title]
+    tables = [cell for plan in plans for cell in plan.cells.values()]
+    wanted = [cell for cell in in_order(tables) if only in cell.title]
     if not wanted:
         raise ConfigError(f"no cell has {only!r} in its name.", advice="Run with --list to see the names.")
-    tables = [cell for plan in plans for cell in plan.cells.values()]
     if finished is not None:
         for cell in tables:
             take_over(cell, work, finished)

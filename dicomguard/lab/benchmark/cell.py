@@ -9,7 +9,7 @@ had kept in its folder is there when it starts again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -84,13 +84,18 @@ class Cell:
         write_json(self.folder(root) / RESULT, result)
 
 
-def in_order(cells: Mapping[str, Cell] | list[Cell] | tuple[Cell, ...]) -> list[Cell]:
-    """All cells and what they need, each once, what is needed first."""
+def in_order(
+    cells: Mapping[str, Cell] | list[Cell] | tuple[Cell, ...], *, without: Container[str] = frozenset()
+) -> list[Cell]:
+    """All cells and what they need, each once, what is needed first.
+
+    `without`: keys of cells that are left out, and with them what only these need.
+    """
     wanted = list(cells.values()) if isinstance(cells, Mapping) else list(cells)
     seen: dict[str, Cell] = {}
 
     def visit(cell: Cell) -> Iterator[Cell]:
-        if cell.key in seen:
+        if cell.key in seen or cell.key in without:
             return
         for _, need in cell.needs:
             yield from visit(need)

@@ -153,10 +153,13 @@ class Runner:
         self._workers: list[_Worker] = []
 
     def run(self, cells: Sequence[Cell]) -> Outcome:
-        """Compute what is not kept. Interrupted, it stops the workers; cells go on where they were the next time."""
-        outcome, waiting = Outcome(), self._unfinished(cells)
-        outcome.kept.extend(cell for cell in in_order(list(cells)) if cell.result(self._root) is not None)
+        """Compute what is not kept, and nothing that only kept cells need.
+
+        Interrupted, it stops the workers; cells go on where they were the next time.
+        """
+        outcome = Outcome(kept=[cell for cell in in_order(list(cells)) if self._is_kept(cell)])
         there = {cell.key for cell in outcome.kept}
+        waiting = in_order(list(cells), without=there)
         try:
             while waiting or any(worker.cell is not None for worker in self._workers):
                 self._skip(waiting, outcome)
@@ -168,27 +171,13 @@ class Runner:
             self._workers.clear()
         return outcome
 
-    def _unfinished(self, cells: Sequence[Cell]) -> list[Cell]:
-        """What has to be computed, what is needed first: what only a kept cell needs is not.
-
-        A kept cell whose victim came out otherwise since is thrown away.
-        """
-        found: dict[str, Cell] = {}
-
-        def visit(cell: Cell) -> None:
-            kept = cell.result(self._root)
-            if kept is not None and _is_of_another_victim(cell, kept, self._root):
-                shutil.rmtree(cell.folder(self._root))
-                kept = None
-            if kept is not None or cell.key in found:
-                return
-            for _, need in cell.needs:
-                visit(need)
-            found[cell.key] = cell
-
-        for cell in cells:
-            visit(cell)
-        return list(found.values())
+    def _is_kept(self, cell: Cell) -> bool:
+        """Whether its result is there; one whose victim came out otherwise since is thrown away."""
+        found = cell.result(self._root)
+        if found is None or not _is_of_another_victim(cell, found, self._root):
+            return found is not None
+        shutil.rmtree(cell.folder(self._root))
+        return False
 
     def _skip(self, waiting: list[Cell], outcome: Outcome) -> None:
         """Leave out what needs a cell that is lost; `waiting` is in order, so one round finds all."""

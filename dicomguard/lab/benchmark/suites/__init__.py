@@ -77,14 +77,15 @@ def write(made: Plan, work: Path, results: Path, *, command: str) -> Path:
 
 def _victims(found: Iterable[Result]) -> list[dict[str, str]]:
     """What each victim began with, and what was reduced against the papers'; each once."""
-    victims = {}
+    victims: list[dict[str, str]] = []
     for result in found:
         if "victim" in result:
             training = result["victim"]["training"]
             reduction = training["reduction"] or "nothing"
             facts = {"name": training["name"], "weights": training["weights"], "reduction": reduction}
-            victims[tuple(facts.values())] = facts
-    return list(victims.values())
+            if facts not in victims:
+                victims.append(facts)
+    return victims
 
 
 def _charts(made: Plan, found: Mapping[str, Result], work: Path, results: Path) -> dict[str, list[str]]:
