@@ -13,7 +13,7 @@ from dicomguard.cli.lab.benchmark import _instead
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark import suites
 from dicomguard.lab.benchmark.cell import Cell
-from dicomguard.lab.benchmark.profile import PROFILES, Reduction, named
+from dicomguard.lab.benchmark.profile import PROFILES, Profile, Reduction, named
 from dicomguard.lab.benchmark.suites import adaptive, natural, planning
 from dicomguard.lab.benchmark.suites.planning import Plan, Where
 
@@ -150,12 +150,14 @@ def test_a_change_of_one_kind_leaves_others_valid(where: Where, monkeypatch: pyt
 
 
 def test_a_victim_is_trained_once_for_all_suites(where: Where) -> None:
-    def victims(suite: str) -> set[str]:
-        return {cell.key for cell in suites.plan(suite, named("cpu"), where).everything() if cell.kind == "victim"}
+    def victims(suite: str, profile: Profile) -> set[str]:
+        return {cell.key for cell in suites.plan(suite, profile, where).everything() if cell.kind == "victim"}
 
-    assert victims("adaptive") <= victims("noise-consistency")
-    assert victims("natural") <= victims("noise-consistency")
-    assert victims("certified") <= victims("noise-consistency")
+    of_all = replace(named("cpu"), fewer={})
+    assert victims("adaptive", of_all) <= victims("noise-consistency", of_all)
+    assert victims("natural", of_all) == victims("noise-consistency", of_all)
+    for suite in ("adaptive", "natural", "certified"):
+        assert victims(suite, named("cpu")) < victims(suite, of_all), "and some by fewer"
 
 
 def test_an_unknown_suite_or_profile_is_named(where: Where) -> None:
