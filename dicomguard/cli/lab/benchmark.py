@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,7 +62,7 @@ def benchmark(
     ] = None,
     only: Annotated[str, typer.Option("--only", metavar="TEXT", help="Only cells whose name holds this.")] = "",
     list_only: Annotated[
-        bool, typer.Option("--list", help="Show the cells and whether each is kept; compute none.")
+        bool, typer.Option("--list", help="Show the cells and what a run would do with each; compute none.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -73,7 +73,7 @@ def benchmark(
     """
     from dicomguard.lab.benchmark import suites
     from dicomguard.lab.benchmark.cell import in_order
-    from dicomguard.lab.benchmark.finished import take_over
+    from dicomguard.lab.benchmark.finished import states
     from dicomguard.lab.benchmark.kinds import KINDS
     from dicomguard.lab.benchmark.profile import named
     from dicomguard.lab.benchmark.runner import Runner, alone_in
@@ -84,14 +84,11 @@ def benchmark(
     where = Where(data, work, device, _instead(instead or []))
     plans = [suites.plan(name, named(profile), where) for name in suite]
     tables = [cell for plan in plans for cell in plan.cells.values()]
-    wanted = [cell for cell in in_order(tables) if only in cell.title]
+    wanted = in_order([cell for cell in in_order(tables) if only in cell.title])
     if not wanted:
         raise ConfigError(f"no cell has {only!r} in its name.", advice="Run with --list to see the names.")
-    if finished is not None:
-        for cell in tables:
-            take_over(cell, work, finished)
     if list_only:
-        _list(in_order(wanted), work, as_json=as_json)
+        _list(wanted, states(tables, work, finished), as_json=as_json)
         return
     usable(device)  # one that is not there is refused before the first cell
     command = line("dicomguard", sys.argv[1:])
@@ -107,7 +104,9 @@ def benchmark(
             show=show if finished is None else _handing_over(show, tables, work, finished),
         )
         with alone_in(work):
-            outcome = runner.run(wanted)
+            if finished is not None:
+                _exchange(tables, work, finished)
+            outcome = runner.run(tables, only=only)
     written = [suites.write(plan, work, results, command=command) for plan in plans if _is_complete(plan, work)]
     _tell(outcome, written, as_json=as_json)
     raise typer.Exit(1 if outcome.failed else 0)
@@ -146,15 +145,22 @@ def _in_lines() -> Callable[[Cell, float], None]:
     return show
 
 
+def _exchange(tables: Sequence[Cell], work: Path, finished: Path) -> None:
+    """Take over what is there of the tables' cells, and hand over what is here."""
+    from dicomguard.lab.benchmark.finished import hand_over, take_over
+
+    for cell in tables:
+        take_over(cell, work, finished)
+        hand_over(cell, work, finished)
+
+
 def _handing_over(
     show: Callable[[Cell, float], None], tables: Sequence[Cell], work: Path, finished: Path
 ) -> Callable[[Cell, float], None]:
-    """Show, and hand over what tables are made of: what is there already, and each cell once it is done."""
+    """Show, and hand over each cell that tables are made of once it is done."""
     from dicomguard.lab.benchmark.finished import hand_over
 
     keys = {cell.key for cell in tables}
-    for cell in tables:
-        hand_over(cell, work, finished)
 
     def shown(cell: Cell, share: float) -> None:
         show(cell, share)
@@ -169,11 +175,8 @@ def _is_complete(plan: Plan, work: Path) -> bool:
     return all(cell.result(work) is not None for cell in plan.cells.values())
 
 
-def _list(cells: list[Cell], work: Path, *, as_json: bool) -> None:
-    rows = [
-        {"cell": cell.title, "kind": cell.kind, "key": cell.key, "state": "kept" if cell.result(work) else "to do"}
-        for cell in cells
-    ]
+def _list(cells: Sequence[Cell], states: Mapping[str, str], *, as_json: bool) -> None:
+    rows = [{"cell": cell.title, "kind": cell.kind, "key": cell.key, "state": states[cell.key]} for cell in cells]
     if as_json:
         print_json(rows)
     else:

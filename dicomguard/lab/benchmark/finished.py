@@ -8,24 +8,46 @@ taken.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from dicomguard.lab.benchmark.cell import RESULT, Cell
+from dicomguard.lab.benchmark.cell import RESULT, Cell, Result, in_order
 from dicomguard.lab.whole import damaged, not_written, read_object, replacing, write_json
 
 
 def hand_over(cell: Cell, work: Path, folder: Path) -> None:
     """Copy what a finished cell found, and its charts; nothing else of it.
 
+    What was handed over before is replaced where the cell has found something else since: its victim came out
+    otherwise.
+
     Raises:
-        DicomguardError: it cannot be written.
+        DicomguardError: what was handed over before cannot be read, or this cannot be written.
 
     """
     found = cell.result(work)
-    if found is None or (folder / cell.key / RESULT).exists():
+    if found is None or found == handed_over(cell, folder):
         return
-    _copy(cell.folder(work), folder / cell.key, found.get("charts", ()))
-    write_json(folder / cell.key / RESULT, found, indent=None)
+    path = folder / cell.key / RESULT
+    path.unlink(missing_ok=True)  # no moment with one result and the charts of the other
+    _copy(cell.folder(work), path.parent, found.get("charts", ()))
+    write_json(path, found, indent=None)
+
+
+def handed_over(cell: Cell, folder: Path) -> Result | None:
+    """What was handed over of a cell; None where nothing was.
+
+    Raises:
+        DicomguardError: it cannot be read.
+
+    """
+    path = folder / cell.key / RESULT
+    if not path.exists():
+        return None
+    try:
+        return read_object(path)
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from error
 
 
 def take_over(cell: Cell, work: Path, folder: Path) -> bool:
@@ -35,16 +57,25 @@ def take_over(cell: Cell, work: Path, folder: Path) -> bool:
         DicomguardError: it cannot be read or written.
 
     """
-    path = folder / cell.key / RESULT
-    if cell.result(work) is not None or not path.exists():
+    found = None if cell.result(work) is not None else handed_over(cell, folder)
+    if found is None:
         return False
-    try:
-        found = read_object(path)
-    except (OSError, ValueError) as error:
-        raise damaged(path, error) from error
-    _copy(path.parent, cell.folder(work), found.get("charts", ()))
+    _copy(folder / cell.key, cell.folder(work), found.get("charts", ()))
     cell.keep(work, found)
     return True
+
+
+def states(tables: Sequence[Cell], work: Path, folder: Path | None) -> dict[str, str]:
+    """What a run would do with each cell that tables need, by its key; `folder`: of what was handed over.
+
+    "kept" and "finished" (handed over) ones are taken as they are, "not needed" is what only those are made of.
+    """
+    cells = in_order(list(tables))
+    kept = {cell.key for cell in cells if cell.result(work) is not None}
+    handed = {cell.key for cell in tables if folder is not None and handed_over(cell, folder) is not None} - kept
+    found = dict.fromkeys((cell.key for cell in cells), "not needed")
+    found.update((cell.key, "to do") for cell in in_order(list(tables), without=kept | handed))
+    return found | dict.fromkeys(kept, "kept") | dict.fromkeys(handed, "finished")
 
 
 def _copy(start: Path, end: Path, names: list[str]) -> None:

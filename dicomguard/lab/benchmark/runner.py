@@ -152,14 +152,16 @@ class Runner:
         self._context = mp.get_context("spawn")
         self._workers: list[_Worker] = []
 
-    def run(self, cells: Sequence[Cell]) -> Outcome:
+    def run(self, cells: Sequence[Cell], *, only: str = "") -> Outcome:
         """Compute what is not kept, and nothing that only kept cells need.
 
-        Interrupted, it stops the workers; cells go on where they were the next time.
+        `only`: what titles must hold; what those cells need is computed with them. Interrupted, it stops the workers;
+        cells go on where they were the next time.
         """
         outcome = Outcome(kept=[cell for cell in in_order(list(cells)) if self._is_kept(cell)])
         there = {cell.key for cell in outcome.kept}
-        waiting = in_order(list(cells), without=there)
+        missing = in_order(list(cells), without=there)
+        waiting = in_order([cell for cell in missing if only in cell.title], without=there)
         try:
             while waiting or any(worker.cell is not None for worker in self._workers):
                 self._skip(waiting, outcome)

@@ -8,7 +8,7 @@ import pytest
 
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.cell import RESULT, Cell, in_order
-from dicomguard.lab.benchmark.finished import hand_over, take_over
+from dicomguard.lab.benchmark.finished import hand_over, states, take_over
 from dicomguard.lab.benchmark.runner import Runner, compute
 
 
@@ -159,6 +159,32 @@ def test_a_run_goes_on_on_another_machine(tmp_path: Path, kinds) -> None:
     assert not take_over(total(number(2)), there, packed), "of other inputs"
     outcome = Runner(kinds, there, tmp_path, workers=1).run([cell])
     assert (outcome.kept, outcome.done) == ([cell], []), "what it was made of is not made again"
+    cell.keep(here, found | {"value": 5})
+    hand_over(cell, here, packed)
+    assert take_over(cell, tmp_path / "third", packed)
+    assert cell.result(tmp_path / "third")["value"] == 5, "what was found since"
     (packed / cell.key / RESULT).write_text("[")
     with pytest.raises(DicomguardError, match=r"result\.json cannot be read"):
         take_over(cell, tmp_path / "elsewhere", packed)
+
+
+def test_a_list_says_what_a_run_would_do(tmp_path: Path) -> None:
+    here, there, packed = tmp_path / "here", tmp_path / "there", tmp_path / "packed"
+    finished, open_one = total(number(1)), total(number(2), number(3))
+    finished.keep(here, {"value": 2})
+    hand_over(finished, here, packed)
+    number(2).keep(there, {"value": 2})
+    tables = [finished, open_one]
+    expected = {number(1): "not needed", number(2): "kept", number(3): "to do", finished: "finished", open_one: "to do"}
+    assert states(tables, there, packed) == {cell.key: state for cell, state in expected.items()}
+    alone = states(tables, there, None)
+    assert (alone[number(1).key], alone[finished.key]) == ("to do", "to do")
+
+
+def test_a_part_of_a_run_leaves_out_what_only_kept_cells_need(tmp_path: Path, kinds) -> None:
+    kept, needed = total(number(1)), total(number(2))
+    kept.keep(tmp_path, {"value": 2})
+    runner = Runner(kinds, tmp_path, tmp_path, workers=1)
+    outcome = runner.run([kept, needed, number(3)], only="number")
+    assert [cell.key for cell in outcome.done] == [number(2).key, number(3).key]
+    assert runner.run([kept, needed, number(3)]).done == [needed]
