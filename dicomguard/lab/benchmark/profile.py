@@ -153,9 +153,11 @@ CPU = Profile(
             _VICTIMS,
         ),
         Reduction(
-            "An attack stops once 60 files succeeded (20 of those beyond the papers); at most 400 clean files for"
-            " calibration, 300 for test. Of five budgets PGD at .004, .008 and .016, FGSM and BIM at .008; of six"
-            " kappas Carlini-Wagner's 0 and 5.",
+            "An attack stops once 60 files succeeded (20 of FGSM, BIM and APGD at .008, Carlini-Wagner, Square and what"
+            " is transferred), Square after 500 queries a file; at most 400 clean files for calibration, 300 for test."
+            " Mahalanobis, nearest neighbours and MGM learn from 600 training files at most; the paper's level is"
+            " chosen on 24 validation files of either attack. Of five budgets PGD at .004, .008 and .016, FGSM and BIM"
+            " at .008; of six kappas Carlini-Wagner's 0 and 5.",
             ("noise-consistency",),
         ),
         Reduction(
@@ -169,7 +171,8 @@ CPU = Profile(
             "Chest radiographs, the residual net and the vision transformer alone, the first 20 files, those that are"
             " answered rightly, for each attack and budget. Four attacks were made at all seven budgets, EOT with 32"
             " draws, orthogonal ones on ours, the best of ten and those who see the verdict at .016 alone, the others"
-            " at .008 and .016; the best of ten knows the paper's check, not ours.",
+            " at .008 and .016; the best of ten knows the paper's check, not ours. Steps: 60 of EOT and of what"
+            " attacks the guard with each of four tactics, 80 of orthogonal ones; 200 queries of who sees the verdict.",
             ("adaptive",),
         ),
         Reduction(

@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dicomguard.lab.benchmark.shifts import UNCHANGED
 from dicomguard.lab.benchmark.suites.adaptive import parted
 from dicomguard.lab.report.curves import Curve, bars, shares
-from dicomguard.lab.report.noise_section import PAPER
-from dicomguard.lab.report.words import EPS, counted, rate, table, who
+from dicomguard.lab.report.noise_section import PAPER, armed
+from dicomguard.lab.report.words import EPS, counted, of_data_sets, rate, table, who
 
 Result = Mapping[str, Any]
 _DRAWN = (PAPER, "ours", "ours, without the guard")
 _SHOWN = (*_DRAWN, "Mahalanobis", "low margin", "guard's vote share")
+_VOTING = ("ours", "guard's vote share")
 _KNOWS_NOTHING = "PGD"
 BROKEN = 0.9
 WITHIN = 0.016
@@ -26,9 +28,10 @@ def adaptive(found: Result, figures: Path) -> Iterator[str]:
     for one in found["grid"]:
         title = f"{who(one)} on {one['data_set']}"
         yield f"### {title}\n"
+        yield f"Its self-test: {armed(one['victim'])}.\n"
         detectors = {name: row for name, row in one["detectors"].items() if name in _SHOWN}
         yield "Share of all attacked files that are changed and not seen, percent, at the detector's own threshold.\n"
-        budgets = list(dict.fromkeys(f"{parted(name)[1]:g}" for name in one["attacks"]))
+        budgets = [f"{eps:g}" for eps in sorted({parted(name)[1] for name in one["attacks"]})]
         for name, row in detectors.items():
             yield f"**{name}** (false alarms {rate(row['clean'])})\n"
             rows = [*_rates(row["undetected_success"], budgets), _pooled(row["any"], budgets)]
@@ -77,13 +80,15 @@ def _pooled(found: Mapping[str, Any], budgets: Sequence[str]) -> list[str]:
     return ["*any of them at this eps or less, were somebody to say which*", *(counted(found.get(e)) for e in budgets)]
 
 
-def strongest(found: Mapping[str, Any], within: float = WITHIN) -> tuple[str, Any]:
+def strongest(found: Mapping[str, Any], within: float = WITHIN, *, knowing: bool = True) -> tuple[str, Any]:
     """Of shares by `ATTACK, eps BUDGET` the name and the share of the one that got furthest unseen within a budget.
 
-    Of those that know of a detector.
+    `knowing`: of those that know of a detector, else of all.
     """
     inside = {
-        name: share for name, share in found.items() if parted(name)[1] <= within and parted(name)[0] != _KNOWS_NOTHING
+        name: share
+        for name, share in found.items()
+        if parted(name)[1] <= within and not (knowing and parted(name)[0] == _KNOWS_NOTHING)
     }
     name = max(inside, key=lambda one: inside[one]["rate"] or 0.0, default="")
     return name, inside.get(name)
@@ -92,13 +97,25 @@ def strongest(found: Mapping[str, Any], within: float = WITHIN) -> tuple[str, An
 def _verdict(name: str, found: Mapping[str, Any]) -> str:
     budgets = sorted({parted(attack)[1] for attack in found})
     for eps in budgets:
-        attack, share = strongest(found, eps)
+        attack, share = strongest(found, eps, knowing=False)
         if (share["rate"] or 0) >= BROKEN:
             where = "within" if eps <= WITHIN else "beyond"
             return f"Broken ({BROKEN:.0%} undetected) by {attack}, {where} {WITHIN:g}.\n"
-    attack, share = strongest(found, math.inf)
+    attack, share = strongest(found, math.inf, knowing=False)
     furthest = f" The furthest is {attack}: {rate(share)}." if attack else ""
-    return f"No attack reaches an undetected success of {BROKEN:.0%} against {name}.{furthest}\n"
+    weak = (
+        f" At {budgets[-1]:g} every check must fall that is no proof: these attacks are too weak to say what {name}"
+        " withstands."
+        if budgets
+        else ""
+    )
+    return f"No attack reaches an undetected success of {BROKEN:.0%} against {name}.{furthest}{weak}\n"
+
+
+def too_weak(found: Mapping[str, Any]) -> bool:
+    """Whether not even the largest budget breaks a detector: then the attacks say nothing about it."""
+    _, share = strongest(found, math.inf, knowing=False)
+    return share is None or (share["rate"] or 0) < BROKEN
 
 
 def _plain(found: Mapping[str, Any]) -> str:
@@ -178,8 +195,9 @@ def natural(found: Result, figures: Path) -> Iterator[str]:
     yield (
         "Clean files flagged, percent; in brackets how many were flagged only after the change and only before. Files"
         " that are stored again without a change have other bytes, and so other noise: as many must come as go. Files"
-        " of another set have no right answer; *no vote*: of other bits than the guard knows, and held whatever they"
-        " show. All but the paper's check promise 5 % on clean files as they are.\n"
+        " of another set have no right answer; *no vote*: of other bits than the guard knows, and so held whatever"
+        " else they show, where the guard has a say. All but the paper's check promise 5 % on clean files as they"
+        " are.\n"
     )
     for one in found["grid"]:
         title = f"{who(one)} on {one['data_set']}"
@@ -187,12 +205,20 @@ def natural(found: Result, figures: Path) -> Iterator[str]:
         shown = {name: row for name, row in one["false_alarms"].items() if name in _SHOWN}
         shifts = list(dict.fromkeys(shift for row in shown.values() for shift in row))
         before = [next((s["before"] for s in row.values() if "before" in s), None) for row in shown.values()]
-        rows = [[AS_THEY_ARE, counted(one["accuracy"]), *map(counted, before)]]
+        # Of the same files: the same pixels have the same answers.
+        right = one["shifted_accuracy"].get(UNCHANGED) or one["accuracy"]
+        rows = [[AS_THEY_ARE, counted(right), *map(counted, before)]]
         rows += [
-            [shift, counted(one["shifted_accuracy"].get(shift)), *(_changed(row.get(shift)) for row in shown.values())]
+            [
+                shift,
+                counted(one["shifted_accuracy"].get(shift)),
+                *(_changed(row.get(shift), has_vote=name in _VOTING) for name, row in shown.items()),
+            ]
             for shift in shifts
         ]
         yield table(["change", "victim's accuracy", *shown], rows)
+        for name, why in one["none_because"].items():
+            yield f"**{name}** is not judged here: {why}\n"
         panels = {AS_THEY_ARE: {name: share for name, share in zip(shown, before, strict=True) if share is not None}}
         panels |= {shift: {name: row[shift] for name, row in shown.items() if shift in row} for shift in shifts}
         file = f"natural-{one['family']}-{one['data_set']}-{one['seed']}.png"
@@ -207,11 +233,11 @@ def natural(found: Result, figures: Path) -> Iterator[str]:
         yield f"![False alarms under natural change: {title}](figures/{path.name})\n"
 
 
-def _changed(found: Mapping[str, Any] | None) -> str:
+def _changed(found: Mapping[str, Any] | None, *, has_vote: bool) -> str:
     if found is None:
         return counted(found)
     aside = f" (+{found['gained']} -{found['lost']})" if "gained" in found else ""
-    return f"{counted(found)}{aside}{' no vote' * (found['without_vote'] == found['count'] > 0)}"
+    return f"{counted(found)}{aside}{' no vote' * (has_vote and found['without_vote'] == found['count'] > 0)}"
 
 
 def certified(found: Result, figures: Path) -> Iterator[str]:
@@ -227,6 +253,7 @@ def certified(found: Result, figures: Path) -> Iterator[str]:
             rate(one["certified_right"]),
             ", ".join(f"{label} {counted(share)}" for label, share in one["by_answer"].items()),
             rate(one["agrees"]),
+            counted(one["unenrolled"]),
             f"{one['draws_mean']:.0f}",
             f"{one['seconds_mean']:.2f} / {one['seconds_p95']:.2f}",
         ]
@@ -241,12 +268,16 @@ def certified(found: Result, figures: Path) -> Iterator[str]:
         "certified and right",
         "by answer",
         "guard agrees",
+        "not looked at",
         "draws, mean",
     ]
     yield (
         "Share of clean test files with a certificate at 1e-6, percent: a guard of its own for each budget. That nobody"
-        " changed the answer by a change within eps is what a certificate says; not that the answer is right.\n"
+        " changed the answer by a change within eps is what a certificate says; not that the answer is right. *Not"
+        " looked at*: of other bits than the guard knows; they count as not certified. Seconds were taken while other"
+        " cells ran beside: compare rows, not machines.\n"
     )
+    yield from of_data_sets(one["training"] for one in grid)
     yield table([*columns, "seconds, mean / p95"], rows)
     panels: dict[str, list[Curve]] = {}
     for data_set in dict.fromkeys(one["data_set"] for one in grid):

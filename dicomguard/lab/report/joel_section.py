@@ -94,7 +94,7 @@ def called(row: Result) -> str:
 def _victims(grid: Sequence[Result]) -> str:
     seen: dict[tuple[str, str], Result] = {}
     for one in grid:
-        seen.setdefault((one["victim"], _of(one)), one)
+        seen.setdefault((one["victim"], set_of(one)), one)
     rows = []
     for (kind, data_set), one in seen.items():
         attacked = [
@@ -121,11 +121,11 @@ def _detectors(grid: Sequence[Result]) -> str:
         for row in one["rows"]:
             cells = [rate(row["tests"].get(name, {}).get("accuracy")) for name in columns]
             tested = f"{row['pictures']['test']} of {row['accuracy']['clusters']}"
-            rows.append([_of(one), f"BIM {one['taught_on']['eps']:g}", called(row), tested, *cells])
+            rows.append([set_of(one), f"BIM {one['taught_on']['eps']:g}", called(row), tested, *cells])
     return table(["data set", "taught on", "detector", "test pictures of patients", *columns], rows)
 
 
-def _of(one: Result) -> str:
+def set_of(one: Result) -> str:
     """The data set of a row; the victim's seed where it is not the first."""
     return one["data_set"] if not one["seed"] else f"{one['data_set']}, seed {one['seed']}"
 
@@ -146,7 +146,7 @@ def _both(grid: Sequence[Result]) -> str:
     columns = _columns(grid)
     rows = [
         [
-            _of(one),
+            set_of(one),
             _PROTOCOLS[one["protocol"]],
             called(row),
             *(
@@ -169,13 +169,13 @@ def _areas(grid: Sequence[Result]) -> str:
         for row in one["rows"]:
             tests = [row["tests"].get(name) for name in columns]
             cells = ["-" if test is None else f"{area(test['auroc'])}; {counted(test['turned'])}" for test in tests]
-            rows.append([_of(one), called(row), *cells])
+            rows.append([set_of(one), called(row), *cells])
     return table(["data set", "detector", *columns], rows)
 
 
 def _leaks(grid: Sequence[Result]) -> Iterator[str]:
     """One row for each data set and detector: its accuracy under each protocol."""
-    by_protocol = {(_of(one), one["protocol"]): one for one in grid}
+    by_protocol = {(set_of(one), one["protocol"]): one for one in grid}
     rows = []
     for data_set in dict.fromkeys(label for label, _ in by_protocol):
         runs = {protocol: by_protocol.get((data_set, protocol)) for protocol in _PROTOCOLS}
@@ -211,7 +211,7 @@ def _control(grid: Sequence[Result]) -> str:
     for one in grid:
         for row in one["rows"]:
             cells = [counted(row["tests"].get(name, {}).get("flagged")) for name in (*harmless, *attacks)]
-            rows.append([_of(one), _PROTOCOLS[one["protocol"]], called(row), counted(row["clean_flagged"]), *cells])
+            rows.append([set_of(one), _PROTOCOLS[one["protocol"]], called(row), counted(row["clean_flagged"]), *cells])
     return table(["data set", "leaks", "detector", "clean", *harmless, *attacks], rows)
 
 
@@ -219,8 +219,8 @@ def _defences(found: Result, grid: Sequence[Result]) -> Iterator[str]:
     attack, eps = found["table_2"]
     name = f"{attack} {eps:g}"
     rows = []
-    for label in dict.fromkeys(_of(one) for one in grid):
-        runs = {one["victim"]: one for one in grid if _of(one) == label and one["protocol"] == "closed"}
+    for label in dict.fromkeys(set_of(one) for one in grid):
+        runs = {one["victim"]: one for one in grid if set_of(one) == label and one["protocol"] == "closed"}
         if not {"plain", "hardened"} <= runs.keys():
             continue
         plain, hardened = runs["plain"], runs["hardened"]
@@ -259,8 +259,8 @@ def _defences(found: Result, grid: Sequence[Result]) -> Iterator[str]:
 def _budgets(grid: Sequence[Result]) -> Iterator[str]:
     """Taught on one budget of BIM, tested on all."""
     plain = [one for one in grid if one["victim"] == "plain" and one["protocol"] == "closed"]
-    for label in dict.fromkeys(_of(one) for one in plain):
-        members = [one for one in plain if _of(one) == label and one["taught_on"]["attack"] == "BIM"]
+    for label in dict.fromkeys(set_of(one) for one in plain):
+        members = [one for one in plain if set_of(one) == label and one["taught_on"]["attack"] == "BIM"]
         members.sort(key=lambda one: one["taught_on"]["eps"])
         if len(members) < 2:
             continue
@@ -272,8 +272,8 @@ def _budgets(grid: Sequence[Result]) -> Iterator[str]:
 def _teachers(found: Result, grid: Sequence[Result]) -> Iterator[str]:
     """Taught on one attack, tested on all, at the budget that the paper's code teaches with."""
     plain = [one for one in grid if one["victim"] == "plain" and one["protocol"] == "closed"]
-    for label in dict.fromkeys(_of(one) for one in plain):
-        members = [one for one in plain if _of(one) == label]
+    for label in dict.fromkeys(set_of(one) for one in plain):
+        members = [one for one in plain if set_of(one) == label]
         eps = found["taught_on"].get(members[0]["data_set"])
         members = [one for one in members if one["taught_on"]["eps"] == eps]
         if len(members) < 2:
@@ -322,6 +322,10 @@ def _figures(grid: Sequence[Result], figures: Path) -> Iterator[str]:
                 x=EPS,
                 y="accuracy",
                 log=True,
-                bar=(0.5, "a guess"),
+                bar=(0.5, "a guess, for detectors"),
             )
-            yield f"![Accuracy of detectors and victim against eps on {_of(one)}](figures/{path.name})\n"
+            yield (
+                "Detectors: of clean and attacked test pictures together. Victim: of attacked pictures alone, all of"
+                " them; one that is always misled has 0.\n"
+            )
+            yield f"![Accuracy of detectors and victim against eps on {set_of(one)}](figures/{path.name})\n"

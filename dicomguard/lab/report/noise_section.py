@@ -85,7 +85,8 @@ def section(found: Result) -> Iterator[str]:
     yield "### What the check sees\n"
     yield (
         "The paper's Figures 3 (sigmoid outputs) and 4 (differences of predictions, by level of noise); and 1 (the"
-        " perturbation), 5 and 6 (where the answer is most sensitive) where this page was made with `--pictures`.\n"
+        " perturbation), 5 and 6 (where the answer is most sensitive) where this page was made with `--pictures` on the"
+        " machine that has them.\n"
     )
     yield from _charts(found)
 
@@ -104,7 +105,7 @@ def _victims(grid: Sequence[Result]) -> str:
                 rate(test["accuracy"]),
                 recall,
                 area({"area": auc.get("value"), "interval": auc.get("interval")}),
-                _armed(one["victim"]),
+                armed(one["victim"]),
                 training["weights"],
                 training["reduction"] or "none",
             ]
@@ -115,7 +116,7 @@ def _victims(grid: Sequence[Result]) -> str:
     )
 
 
-def _armed(victim: Result) -> str:
+def armed(victim: Result) -> str:
     """What the node's self-test makes of a victim that was enrolled."""
     if "armed" not in victim:
         return "not enrolled"
@@ -205,27 +206,52 @@ def by_family(grid: Sequence[Result]) -> Iterator[tuple[str, list[Result]]]:
 def means(grid: Sequence[Result], kind: str, name: str = PAPER) -> tuple[float | None, float | None, str]:
     """Mean TPR and FPR of a detector over the attacks of the paper's Table 2, and of how many cells.
 
-    Cells of fewer than ten successes are left out: one file more or less would move the mean by points.
+    Cells of fewer than ten successes are left out: one file more or less would move the mean by points. So are those
+    of victims that the detector has no threshold on; the number of cells says so.
     """
     tpr, fpr = [], []
-    # Where nothing survives rounding there is no TPR: such a cell is left out, and the table says how many are in.
     for one in grid:
-        row = named(one, name)
-        if row is None or "attacks" not in (at := point(row, kind)):
-            continue
-        fpr.append(at["strata"]["correct"]["rate"])
-        found = [at["attacks"][attack]["detected"] for attack in EARLY if attack in at["attacks"]]
-        tpr += [one["rate"] if one["count"] >= _LEAST else None for one in found]
+        found = _in_table_2(one, kind, name)
+        tpr += [None if share is None or share["count"] < _LEAST else share["rate"] for share in found.values()]
+        at = _judged(one, kind, name)
+        if at is not None:
+            fpr.append(at["strata"]["correct"]["rate"])
     return mean(tpr), mean(fpr), f"{sum(value is not None for value in tpr)} of {len(tpr)}"
+
+
+def in_common(grid: Sequence[Result], kind: str, first: str, second: str) -> list[tuple[Share, Share]]:
+    """Of two detectors the TPR in every cell of the paper's Table 2 in which both have ten successes or more."""
+    return [
+        (one_share, other_share)
+        for one in grid
+        for one_share, other_share in zip(
+            _in_table_2(one, kind, first).values(), _in_table_2(one, kind, second).values(), strict=True
+        )
+        if one_share is not None and other_share is not None and min(one_share["count"], other_share["count"]) >= _LEAST
+    ]
+
+
+def _in_table_2(one: Result, kind: str, name: str) -> dict[str, Share | None]:
+    """A detector's TPR on each of the paper's attacks that were made on a victim; None where it has no threshold."""
+    at = _judged(one, kind, name)
+    return {
+        attack: None if at is None else at["attacks"].get(attack, {}).get("detected")
+        for attack in EARLY
+        if attack in one["attacks"]
+    }
+
+
+def _judged(one: Result, kind: str, name: str) -> Result | None:
+    row = named(one, name)
+    at = None if row is None else point(row, kind)
+    return None if at is None or "attacks" not in at else at
 
 
 def means_at_best(grid: Sequence[Result]) -> tuple[float | None, float | None, str]:
     """The same of the paper's check at the level that is best for each attack, on floats, as the paper reports it."""
     tpr, fpr = [], []
     for one in grid:
-        row = named(one, PAPER)
-        if row is None:
-            continue
+        row = named(one, PAPER) or {}
         found = [best_level(row, attack, "floats") for attack in EARLY if attack in one["attacks"]]
         kept = [best for best in found if best is not None and best[1]["count"] >= _LEAST]
         tpr += [best[1]["rate"] for best in kept] + [None] * (len(found) - len(kept))
@@ -291,8 +317,9 @@ class Compared:
     """One attack over the victims that all of these are judged on: the paper's check at its theta, the same at our
     rate, the same at its theta and the level that is best for this attack, and ours.
 
-    `means`: of TPR and FPR, in that order; `pooled`: detected among all victims' successes; `more`, `as_many`: on how
-    many of `victims` ours finds more than each of the others, or as many.
+    `means`: of TPR and FPR, in that order, over the victims with ten successes or more; `pooled`: detected among all
+    victims' successes; `more`, `as_many`: on how many of `victims` ours finds more than each of the others, or as
+    many. `left_out`: victims that the attack was made on and that one of these cannot be judged on.
     """
 
     means: tuple[tuple[float | None, float | None], ...]
@@ -300,6 +327,7 @@ class Compared:
     more: tuple[int, ...]
     as_many: tuple[int, ...]
     victims: int
+    left_out: int
 
 
 def fixed(grid: Sequence[Result]) -> dict[str, Compared]:
@@ -311,14 +339,16 @@ def fixed(grid: Sequence[Result]) -> dict[str, Compared]:
         if not points:
             continue
         columns = list(zip(*points, strict=True))  # what is compared, over victims
+        large = [[pair for pair in column if pair[0]["count"] >= _LEAST] for column in columns]
         own = [tpr["rate"] for tpr, _ in columns[-1]]
         others = [[tpr["rate"] for tpr, _ in column] for column in columns[:-1]]
         found[attack] = Compared(
-            tuple((mean(tpr["rate"] for tpr, _ in one), mean(fpr["rate"] for _, fpr in one)) for one in columns),
+            tuple((mean(tpr["rate"] for tpr, _ in one), mean(fpr["rate"] for _, fpr in one)) for one in large),
             tuple((sum(tpr["hits"] for tpr, _ in one), sum(tpr["count"] for tpr, _ in one)) for one in columns),
             tuple(sum(a > b for a, b in zip(own, other, strict=True)) for other in others),
             tuple(sum(a == b for a, b in zip(own, other, strict=True)) for other in others),
             len(points),
+            len(rows) - len(points),
         )
     return found
 
@@ -344,15 +374,18 @@ def _fixed(grid: Sequence[Result]) -> str:
             attack,
             *(f"{percent(tpr)} | {percent(fpr)}" for tpr, fpr in one.means),
             *(f"{more}, {same} as many, of {one.victims}" for more, same in zip(one.more, one.as_many, strict=True)),
+            one.left_out,
         ]
         for attack, one in fixed(grid).items()
     ]
     words = (
-        "Attacks at a fixed budget, on files: mean TPR | FPR over victims; on how many victims ours finds more. *Best"
-        " level*: for this attack, chosen on the test files themselves, which nobody who defends can do.\n\n"
+        "Attacks at a fixed budget, on files: mean TPR | FPR over victims (of ten successes or more); on how many"
+        " victims ours finds more. *Best level*: for this attack, chosen on the test files themselves, which nobody"
+        " who defends can do. *Left out*: victims on which the attack never succeeded, or one of the checks has no"
+        " threshold.\n\n"
     )
     than = [f"ours more than {name}" for name in _COLUMNS[:-1]]
-    return words + table(["attack", *_COLUMNS, *than], rows)
+    return words + table(["attack", *_COLUMNS, *than, "left out"], rows)
 
 
 def _compared(one: Result) -> Iterator[tuple[str, Result]]:

@@ -76,14 +76,18 @@ def write(results: Path, out: Path, profile: str, *, command: str, work: Path | 
 
 
 def _shown(found: Result, results: Path, work: Path | None, figures: Path) -> dict[str, list[str]]:
-    """Copy charts, and pictures from the cells, to the page's figures; by victim, as names relative to the page."""
+    """Copy charts, and pictures from the cells, to the page's figures; by victim, as names relative to the page.
+
+    Pictures stay on the machine that made them, where results were taken over from another.
+    """
     sources = {victim: [results / name for name in names] for victim, names in found["charts"].items()}
     for name, key in found["cells"].items() if work is not None else ():
         kind, _, victim = name.partition("/")
         if kind == "pictures":
             folder = work / kind / key
             shown = _json(folder / RESULT)["pictures"] if folder.exists() else []
-            sources.setdefault(victim, []).extend(folder / picture for picture in shown)
+            pictures = [folder / picture for picture in shown]
+            sources.setdefault(victim, []).extend(picture for picture in pictures if picture.exists())
     copied: dict[str, list[str]] = {}
     for victim, paths in sources.items():
         for path in paths:
@@ -133,7 +137,8 @@ def _page(
     yield (
         "Attacks are counted after rounding to stored bits unless a column says *floats*. Intervals are 95 %: exact"
         " (Clopper-Pearson) for shares of files that are one a patient, bootstraps over patients where pictures hang"
-        " together, bootstraps over files for areas; few patients make bootstraps too narrow. *eps* is a share of the"
+        " together, bootstraps over files for areas (none where files are wholly apart, of which a bootstrap has no"
+        " doubt); few patients make bootstraps too narrow. *eps* is a share of the"
         " presentation range. An attack that stops at some number of successes has success rates that are a little too"
         " large. Thresholds are set on clean calibration files, by patient apart from those that anything was fitted"
         " on.\n"

@@ -6,6 +6,8 @@ from typing import Final
 
 JOEL: Final = "Joel et al., Cancers 2023, 15, 1548"
 
+RANDOM_NOISE: Final = 0.16
+"""Of the presentation range: how far the noise-consistency paper goes with uniform noise as an attack."""
 TABLE_1: Final = {"accuracy": (89, 99), "recall": (89, 99), "AUC": (95, 100)}
 """Ranges over its victims."""
 MEAN_TPR, MEAN_FPR = 96.1, 3.5

@@ -5,6 +5,7 @@ Why stands in `lab-reasons.yaml` beside the tables: one sentence for each claim 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,28 +13,28 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import yaml
+from scipy import stats
 
 from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.judging import AT_RATE
 from dicomguard.lab.benchmark.suites.adaptive import parted
 from dicomguard.lab.figures import beta_binomial_band
 from dicomguard.lab.report import papers
-from dicomguard.lab.report.further_sections import BROKEN, WITHIN, factor, strongest
-from dicomguard.lab.report.joel_section import called, is_in_table_1, taught_as_published
-from dicomguard.lab.report.noise_section import PAPER, by_family, fixed, means, means_at_best, ours, point
+from dicomguard.lab.report.further_sections import BROKEN, WITHIN, factor, strongest, too_weak
+from dicomguard.lab.report.joel_section import called, is_in_table_1, set_of, taught_as_published
+from dicomguard.lab.report.noise_section import PAPER, by_family, fixed, in_common, means, means_at_best, ours, point
 from dicomguard.lab.report.words import difference, percent, rate, table, who
 from dicomguard.lab.targets import CERTIFIED
 
 Result = Mapping[str, Any]
 REASONS: Final = "lab-reasons.yaml"
 _POINTS = 0.03  # by which a mean may miss the paper's
-_RANDOM_UP_TO = 0.16  # of the presentation range, as in the noise-consistency paper
-_HARMLESS = 0.05
+_HARMLESS = 0.05  # of right answers; our bound, the papers name none
 _ALL_TOGETHER = 0.05  # the chance that a rate that is kept on all victims is found broken on one
 _AS_OFTEN = 0.05
 _WORTH_DEFENDING = 0.05  # of clean and attacked pictures together: what an attack must take before a defence is judged
 _COST = 2  # times the budget that an attack on the victim alone needs
-_CERTIFIED = {eps: least for eps, (least, _) in CERTIFIED.items() if least is not None}
+_FIVE = stats.norm.ppf(1 - 0.025 / 5) / stats.norm.ppf(1 - 0.025)  # how much wider intervals of five at once are
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +96,30 @@ def _noise_consistency(found: Result) -> Iterator[Claim]:
                 f"{percent(tpr)} | {percent(fpr)} ({cells} cells)",
                 None if tpr is None or fpr is None else tpr >= least and fpr <= most,
             )
-    (theirs, alarms, _), (distance, false, _) = (means(grid, "floats", name) for name in (AT_RATE, "Mahalanobis"))
+    yield from _against_mahalanobis(grid)
+    for family, members in by_family(grid):
+        for seed in dict.fromkeys(one["seed"] for one in members):
+            # Files of another seed's victim are the same files, and no further evidence.
+            yield from _ours([one for one in members if one["seed"] == seed], family + f"-{seed}" * bool(seed))
+
+
+def _against_mahalanobis(grid: Sequence[Result]) -> Iterator[Claim]:
+    cells = in_common(grid, "floats", AT_RATE, "Mahalanobis")
+    if not cells:
+        return
+    theirs, distance = (
+        (sum(pair[place]["hits"] for pair in cells), sum(pair[place]["count"] for pair in cells)) for place in (0, 1)
+    )
+    (_, alarms, of), (_, false, _) = (means(grid, "floats", name) for name in (AT_RATE, "Mahalanobis"))
+    low, high = difference(theirs, distance)
     yield Claim(
         "noise-consistency/mahalanobis",
         f"the paper's score finds more of its four attacks than Mahalanobis ({papers.MAHALANOBIS[0]}), both at a"
-        " promised rate of 5 %",
-        f"{percent(theirs)} | {percent(alarms)} against {percent(distance)} | {percent(false)}, floats",
-        None if theirs is None or distance is None else theirs > distance,
+        " promised rate of 5 % (told by the 95 % interval of the difference, as if of other files)",
+        f"{percent(theirs[0] / theirs[1])} | {percent(alarms)} against {percent(distance[0] / distance[1])} |"
+        f" {percent(false)} of {theirs[1]} successes, floats ({len(cells)} cells of {of.rpartition(' ')[2]})",
+        True if low > 0 else False if high < 0 else None,
     )
-    for family, members in by_family(grid):
-        yield from _ours(members, family)
 
 
 def _ours(members: Sequence[Result], family: str) -> Iterator[Claim]:
@@ -119,7 +134,7 @@ def _ours(members: Sequence[Result], family: str) -> Iterator[Claim]:
             " noise level that is best for this attack; or all find all (told by 95 % intervals of differences, as if"
             " of other files)",
             f"{_rates(rates.means[-1])} against {', '.join(map(_rates, rates.means[:-1]))}, mean over data sets;"
-            f" {own[1]} files{aside}",
+            f" {own[1]} files of {rates.victims} of {rates.victims + rates.left_out} victims{aside}",
             _finds_more(own, others),
         )
 
@@ -137,29 +152,32 @@ def _finds_more(own: tuple[int, int], others: Sequence[tuple[int, int]]) -> bool
 
 
 def _victims(grid: Sequence[Result]) -> Iterator[Claim]:
-    low, least = papers.TABLE_1["accuracy"][0], papers.TABLE_1["recall"][0]
+    low, least, area = (papers.TABLE_1[what][0] for what in ("accuracy", "recall", "AUC"))
     for family, members in by_family(grid):
         tests = [one["victim"]["training"]["test"] for one in members]
         rates = [test["accuracy"]["rate"] for test in tests]
         recalls = [share["rate"] for test in tests for share in test["recall"].values() if share["rate"] is not None]
+        areas = [test["auc"]["value"] for test in tests if test["auc"]["value"] is not None]
         yield Claim(
             f"noise-consistency/accuracy-{family}",
-            f"{family} answers as well as the paper's victims: accuracy of {low} or more on each data set, and recall"
-            f" of {least} or more of each class",
-            f"accuracy {percent(min(rates))} to {percent(max(rates))}, smallest recall {percent(min(recalls))}",
-            min(rates) >= low / 100 and min(recalls) >= least / 100,
+            f"{family} answers as well as the paper's victims: accuracy of {low} or more on each data set, recall of"
+            f" {least} or more of each class, and an AUC of .{area} or more",
+            f"accuracy {percent(min(rates))} to {percent(max(rates))}, smallest recall {percent(min(recalls))},"
+            f" smallest AUC {min(areas, default=math.nan):.3f}",
+            min(rates) >= low / 100 and min(recalls) >= least / 100 and min(areas, default=0) >= area / 100,
         )
     strengths = [
         (share["rate"], one)
         for one in grid
         for strength, share in (one["random_noise"] or {}).items()
-        if float(strength) <= _RANDOM_UP_TO and share["rate"] is not None
+        if float(strength) <= papers.RANDOM_NOISE and share["rate"] is not None
     ]
     if strengths:
         most, worst = max(strengths, key=lambda pair: pair[0])
         yield Claim(
             "noise-consistency/random-noise",
-            f"uniform noise up to {_RANDOM_UP_TO:.0%} changes {_HARMLESS:.0%} of right answers at most",
+            f"uniform noise up to {papers.RANDOM_NOISE:.0%}, as far as the paper goes, is no attack: it changes"
+            f" {_HARMLESS:.0%} of right answers at most (our bound)",
             f"{percent(most)} at most ({who(worst)}, {worst['data_set']})",
             most <= _HARMLESS,
         )
@@ -180,7 +198,8 @@ def _promised(grid: Sequence[Result]) -> Iterator[Claim]:
         yield Claim(
             "ours/promised-rate",
             "ours raises no more false alarms than it promises, on any victim (exact bounds, 5 % for all together)",
-            f"{len(points) - len(above)} of {len(points)}{': not ' * bool(above)}{', '.join(above)}",
+            f"{len(points) - len(above)} of {len(points)}{': not ' * bool(above)}{', '.join(above)}"
+            + f"; {len(grid) - len(points)} more have no threshold" * (len(points) < len(grid)),
             not above,
         )
 
@@ -207,23 +226,24 @@ def _joel(found: Result) -> Iterator[Claim]:
 def _noise_is_not_attack(closed: Sequence[Result]) -> Iterator[Claim]:
     """The falsifier: clean pictures with noise of the attack's strength must not be flagged more than clean ones.
 
-    Nearly as often is as often: within five points, by an interval over patients of the difference by picture.
+    By intervals over patients of the difference by picture: none of the five may lie above nothing (wider, because
+    five are asked at once), and all must lie within five points.
     """
     for one in closed:
         name = f"random noise {one['taught_on']['eps']:g}"
         rows = [row for row in one["rows"] if name in row["tests"]]
         if rows:
-            bounds = [row["tests"][name]["more"]["interval"] for row in rows]
-            is_worse = any(low > 0 for low, _ in bounds)
-            is_shown = all(high <= _AS_OFTEN for _, high in bounds)
+            found = [row["tests"][name]["more"] for row in rows]
+            is_worse = any(more["mean"] > _FIVE * (more["mean"] - more["interval"][0]) for more in found)
+            is_shown = all(more["interval"][1] <= _AS_OFTEN for more in found)
             seen = ", ".join(
                 f"{called(row)} {percent(row['tests'][name]['flagged']['rate'])} against"
                 f" {percent(row['clean_flagged']['rate'])}"
                 for row in rows
             )
             yield Claim(
-                f"joel2023/noise-{one['data_set']}",
-                f"with the leaks closed, no detector flags {name} on {one['data_set']} more often than clean pictures",
+                f"joel2023/noise-{_id(one)}",
+                f"with the leaks closed, no detector flags {name} on {set_of(one)} more often than clean pictures",
                 seen,
                 False if is_worse else True if is_shown else None,
             )
@@ -241,11 +261,11 @@ def _defences(found: Result, closed: Sequence[Result]) -> Iterator[Claim]:
         tests = [row["tests"][name] for row in one["rows"] if name in row["tests"]]
         if not tests:
             continue
-        data_set, nothing = one["data_set"], tests[0]["victim"]
+        data_set, label, nothing = set_of(one), _id(one), tests[0]["victim"]
         printed = papers.JOEL_TABLE_2.get(one["task"], {}).get("baseline")
         if printed is not None:
             yield Claim(
-                f"joel2023/baseline-{data_set}",
+                f"joel2023/baseline-{label}",
                 f"{name} brings the victim on {data_set} to {printed:g} or less of clean and attacked pictures together"
                 " (within 3 points)",
                 rate(nothing),
@@ -253,18 +273,21 @@ def _defences(found: Result, closed: Sequence[Result]) -> Iterator[Claim]:
             )
         # Of what the attack did not turn round nothing can be won back.
         has_much = nothing["rate"] <= one["clean_accuracy"]["rate"] - _WORTH_DEFENDING
-        best = max(test["combined"]["A1"] for test in tests if test["combined"]["A1"] is not None)
+        (low, high), found_by = nothing["interval"], [test["combined"]["A1"] for test in tests]
+        reached = [accuracy for accuracy in found_by if accuracy is not None]
+        better = len(reached) == len(tests) and min(reached) > high
         yield Claim(
-            f"joel2023/defence-{data_set}",
-            f"under {name} on {data_set}, detection (A1) is better than doing nothing",
-            f"{percent(best)} by the best of {len(tests)} detectors against {rate(nothing)}",
-            best > nothing["rate"] if has_much else None,
+            f"joel2023/defence-{label}",
+            f"under {name} on {data_set}, detection (A1) is better than doing nothing, by any of the detectors",
+            f"{percent(min(reached, default=None))} to {percent(max(reached, default=None))} by {len(reached)} of"
+            f" {len(tests)} detectors against {rate(nothing)}",
+            None if not has_much else True if better else False if max(reached, default=0) < low else None,
         )
-        trained = hardened.get((data_set, one["seed"]))
+        trained = hardened.get((one["data_set"], one["seed"]))
         if trained is not None:
             (low, high), (below, above) = trained["interval"], nothing["interval"]
             yield Claim(
-                f"joel2023/hardened-{data_set}",
+                f"joel2023/hardened-{label}",
                 f"under {name} on {data_set}, adversarial training is better than doing nothing",
                 f"{rate(trained)} against {rate(nothing)}",
                 True if low > above else False if high < below else None,
@@ -289,21 +312,23 @@ def _adaptive(found: Result) -> Iterator[Claim]:
         # Nobody passes unseen more often than answers change: what changes too seldom says nothing about the check.
         holds = None if largest is None or changed < BROKEN else largest >= BROKEN
         yield Claim(
-            f"adaptive/broken-{one['family']}-{one['data_set']}",
+            f"adaptive/broken-{one['family']}-{_id(one)}",
             f"whoever knows the paper's check on {who(one)}, {one['data_set']}, passes it unseen with {BROKEN:.0%} of"
             f" files at an eps of {WITHIN:g} or less, with one attack",
-            f"{rate(share)} of {0 if share is None else share['count']} ({attack}); {percent(changed)} can be changed"
-            " at all",
+            f"{rate(share)} of {0 if share is None else share['count']} ({attack}, the strongest on these files);"
+            f" {percent(changed)} can be changed at all",
             holds,
         )
         own = one["detectors"].get("ours") or one["detectors"].get("ours, without the guard")
         if own is not None and own["cost"]["files"]:
             cost = own["cost"]
+            is_weak = too_weak(own["undetected_success"])
+            aside = "; a node would not arm it" if one["victim"].get("armed", "enforce") != "enforce" else ""
             yield Claim(
-                f"adaptive/cost-{one['family']}-{one['data_set']}",
+                f"adaptive/cost-{one['family']}-{_id(one)}",
                 f"to pass ours on {who(one)}, {one['data_set']}, costs an attacker at least {_COST} times the budget",
-                factor(cost),
-                _costs_enough(cost),
+                f"{factor(cost)}{'; not even the largest budget breaks it' * is_weak}{aside}",
+                None if is_weak else _costs_enough(cost),
             )
 
 
@@ -314,21 +339,25 @@ def _costs_enough(cost: Mapping[str, Any]) -> bool | None:
 
 
 def _certified(found: Result) -> Iterator[Claim]:
-    """The shares that a shipped bundle must reach, of each victim's own small guards."""
+    """The shares that shipped bundles aim at, of each victim's own small guards."""
     for (family, data_set), members in _by_victim(found["grid"]).items():
         shares = {
             eps: sum(rates) / len(rates)
-            for eps in _CERTIFIED
+            for eps in CERTIFIED
             if (rates := [one["certified"]["rate"] for one in members if one["eps"] == eps])
         }
         if shares:
             yield Claim(
                 f"certified/{family}-{data_set}",
-                f"guards certify as many clean files of {family}, {data_set}, as asked of shipped bundles: "
-                + ", ".join(f"{_CERTIFIED[eps]:.0%} at {eps:g}" for eps in shares),
+                f"guards certify as many clean files of {family}, {data_set}, as shipped bundles aim at: "
+                + ", ".join(f"{CERTIFIED[eps][1]:.0%} at {eps:g}" for eps in shares),
                 ", ".join(percent(rate) for rate in shares.values()),
-                all(rate >= _CERTIFIED[eps] for eps, rate in shares.items()),
+                all(rate >= CERTIFIED[eps][1] for eps, rate in shares.items()),
             )
+
+
+def _id(one: Result) -> str:
+    return f"{one['data_set']}-{one['seed']}" if one["seed"] else str(one["data_set"])
 
 
 def _by_victim(grid: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:

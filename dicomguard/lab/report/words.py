@@ -55,11 +55,14 @@ def both_rates(found: Share | None, alarms: Share | None) -> str:
 
 
 def area(found: Mapping[str, Any] | None) -> str:
-    """`.973 (.951-.990)`: an area under a ROC curve with its 95 % interval."""
+    """`.973 (.951-.990)`: an area under a ROC curve with its 95 % interval.
+
+    None at 0 and 1, where a bootstrap sees no spread however few the files.
+    """
     if found is None or found.get("area") is None:
         return "-"
     low, high = found.get("interval") or (None, None)
-    return f"{found['area']:.3f}" + ("" if low is None else f" ({low:.3f}-{high:.3f})")
+    return f"{found['area']:.3f}" + ("" if low is None or low == high else f" ({low:.3f}-{high:.3f})")
 
 
 def mean(values: Iterable[float | None]) -> float | None:

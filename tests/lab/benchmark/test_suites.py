@@ -242,6 +242,24 @@ def test_few_files_and_coarse_budgets_leave_a_factor_open() -> None:
     assert adaptive.cost({"PGD, eps 0.001": keys}, {"PGD, eps 0.001": keys})["interval"] == [0, None]
 
 
+@pytest.mark.parametrize("names", [("EOT", "once"), ("once", "EOT")])
+@pytest.mark.parametrize("passed", [0.008, 0.016])
+def test_an_attack_that_passes_at_the_first_budget_it_was_made_at_leaves_the_least_cost_open(
+    names: tuple[str, str], passed: float
+) -> None:
+    keys = [str(number) for number in range(18)]
+    eps = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
+    at = {"EOT": eps, "once": (0.016,)}
+    made = {f"{name}, eps {budget:g}": budget for name in names for budget in at[name]}
+    succeeded = {name: keys if budget >= 0.002 else [] for name, budget in made.items()}
+    unseen = {name: keys if budget >= passed else [] for name, budget in made.items()}
+    found = adaptive.cost(succeeded, unseen)
+    assert (found["is_most"], found["factor"]) == (True, passed / 0.002)
+    assert found["interval"] == [0, pytest.approx(passed / 0.001)]
+    seen_once = unseen | {"once, eps 0.016": []}
+    assert adaptive.cost(succeeded, seen_once)["interval"][0] == pytest.approx(passed / 2 / 0.002)
+
+
 def test_any_attack_of_a_budget_or_less_counts_a_file_once() -> None:
     unseen = {"PGD, eps 0.004": ["a"], "EOT, eps 0.004": ["a", "b"], "EOT, eps 0.016": ["c"], "PGD, eps 0.016": []}
     found = adaptive.any_of(unseen, 4)

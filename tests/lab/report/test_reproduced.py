@@ -20,8 +20,8 @@ def row(detector: str, tpr: dict[str, int], fpr: int, *, theta: bool = False) ->
     return {"detector": detector, "files": judged, "floats": judged}
 
 
-def on_test(accuracy: int, recall: int = 93) -> dict[str, Any]:
-    return {"accuracy": rated(accuracy), "recall": {"ill": rated(97), "well": rated(recall)}}
+def on_test(accuracy: int, recall: int = 93, area: float = 0.97) -> dict[str, Any]:
+    return {"accuracy": rated(accuracy), "recall": {"ill": rated(97), "well": rated(recall)}, "auc": {"value": area}}
 
 
 def noise(early: int, confident: int, own: int) -> dict[str, Any]:
@@ -97,6 +97,33 @@ def test_a_handful_of_successes_does_not_enter_a_mean() -> None:
     assert claims(found)["noise-consistency/floats-toy"].measured == "97.0 | 4.0 (1 of 2 cells)"
 
 
+def test_a_victim_that_a_check_cannot_judge_is_counted_and_said() -> None:
+    found = noise(97, 20, 40)
+    other = noise(97, 20, 40)["grid"][0] | {"data_set": "stripes"}
+    paper, _, own, distance = other["rows"]
+    for missing in (paper, own, distance):
+        del missing["files"], missing["floats"]
+    found["grid"].append(other)
+    told = claims(found)
+    assert told["noise-consistency/floats-toy"].measured == "97.0 | 4.0 (2 of 4 cells)"
+    assert told["noise-consistency/best-toy"].measured == "97.0 | 4.0 (2 of 4 cells)"
+    assert told["ours/toy-PGD-0.008"].measured.endswith("100 files of 1 of 2 victims")
+    assert told["noise-consistency/mahalanobis"].measured.endswith("of 200 successes, floats (2 cells of 4)")
+
+
+def test_mahalanobis_is_compared_on_the_same_cells_and_by_an_interval() -> None:
+    assert claims(noise(97, 20, 40))["noise-consistency/mahalanobis"].holds
+    assert claims(noise(53, 20, 40))["noise-consistency/mahalanobis"].holds is None
+    assert claims(noise(20, 20, 40))["noise-consistency/mahalanobis"].holds is False
+
+
+def test_seeds_are_no_further_evidence() -> None:
+    found = noise(97, 20, 24)
+    found["grid"] = [found["grid"][0] | {"seed": seed} for seed in range(8)]
+    assert claims(found)["ours/toy-PGD-0.008"].holds is None
+    assert claims(found)["ours/toy-7-PGD-0.008"].holds is None
+
+
 def test_victims_random_noise_and_the_promised_rate_are_claims() -> None:
     found = noise(97, 20, 21)
     assert claims(found)["noise-consistency/accuracy-toy"].holds
@@ -114,6 +141,8 @@ def test_victims_random_noise_and_the_promised_rate_are_claims() -> None:
     assert claims(found)["ours/promised-rate"].measured == "0 of 1: not toy on blobs"
     at["clean"] = rated(0, 200)
     assert claims(found)["ours/promised-rate"].holds, "fewer than promised is no fault"
+    one["victim"]["training"]["test"] = on_test(95, area=0.9)
+    assert claims(found)["noise-consistency/accuracy-toy"].holds is False
 
 
 @pytest.mark.parametrize(
@@ -178,6 +207,8 @@ def test_an_attack_that_takes_nothing_judges_no_defence() -> None:
     assert idle["baseline-blobs"] is False, "what their attack does to the victim does not reproduce"
     assert idle["defence-blobs"] is None
     assert idle["hardened-blobs"] is None, "one picture more is no difference"
+    assert joel_claims(nothing=102, detected=55, hardened=160)["defence-blobs"] is None, "inside of the interval"
+    assert joel_claims(nothing=102, detected=40, hardened=160)["defence-blobs"] is False
 
 
 def test_accuracies_outside_of_the_papers_range_do_not_reproduce_and_noise_is_not_to_be_flagged() -> None:
@@ -185,6 +216,8 @@ def test_accuracies_outside_of_the_papers_range_do_not_reproduce_and_noise_is_no
     assert joel_claims(nothing=102, detected=75, hardened=160, published=100)["paper-LR"] is False
     assert joel_claims(nothing=102, detected=75, hardened=160, noise=40, more=(0.3, 0.45))["noise-blobs"] is False
     assert joel_claims(nothing=102, detected=75, hardened=160, noise=5, more=(-0.1, 0.2))["noise-blobs"] is None
+    little = joel_claims(nothing=102, detected=75, hardened=160, noise=6, more=(0.001, 0.09))
+    assert little["noise-blobs"] is None, "one of five by chance"
 
 
 def test_what_does_not_hold_has_its_reason_or_says_that_it_has_none() -> None:
@@ -203,6 +236,7 @@ def test_an_adaptive_attack_must_break_the_paper_within_the_budget() -> None:
             "family": "toy",
             "data_set": "blobs",
             "seed": 0,
+            "victim": {},
             "attacks": {name: {"tried": 100, "succeeded": changed} for name in unseen},
             "detectors": {"noise check of the paper": {"undetected_success": unseen}},
         }
@@ -213,6 +247,29 @@ def test_an_adaptive_attack_must_break_the_paper_within_the_budget() -> None:
     assert "EOT, eps 0.016" in found({"0.008": 40, "0.016": 95}).measured
     assert found({"0.008": 40, "0.016": 80, "0.032": 99}).holds is False, "beyond the budget it does not count"
     assert found({"0.016": 70}, changed=80).holds is None, "what cannot be changed cannot pass unseen"
+
+
+@pytest.mark.parametrize(("largest", "holds"), [(95, True), (80, None)])
+def test_attacks_that_break_nothing_say_nothing(largest: int, holds: bool | None) -> None:
+    cost = {"files": 9, "factor": 4.0, "success": 0.004, "is_least": False, "is_most": False, "interval": [2.0, 8.0]}
+    unseen = {"EOT, eps 0.016": rated(30), "PGD, eps 0.032": rated(largest)}
+    one = {
+        "family": "toy",
+        "data_set": "blobs",
+        "seed": 1,
+        "victim": {"armed": "shadow"},
+        "attacks": {name: {"tried": 100, "succeeded": 100} for name in unseen},
+        "detectors": {
+            name: {"undetected_success": unseen, "cost": cost} for name in ("noise check of the paper", "ours")
+        },
+    }
+    _, claim = reproduced._adaptive({"grid": [one]})
+    assert (claim.id, claim.holds) == ("adaptive/cost-toy-blobs-1", holds)
+    assert ("not even the largest budget" in claim.measured) is (holds is None)
+    assert "a node would not arm it" in claim.measured
+    verdict = further_sections._verdict("ours", unseen)
+    assert ("too weak" in verdict) is (holds is None)
+    assert ("Broken (90% undetected) by PGD, eps 0.032, beyond" in verdict) is (holds is True)
 
 
 def test_attacks_on_the_shipped_certificates_keep_their_three_rates_apart() -> None:

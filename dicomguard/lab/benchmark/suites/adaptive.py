@@ -28,6 +28,7 @@ from dicomguard.lab.benchmark.suites.planning import (
     known_files,
     place_of,
     places,
+    why_not,
 )
 from dicomguard.lab.figures import share
 
@@ -85,18 +86,13 @@ def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
             {
                 **place.facts,
                 "accuracy": judged["accuracy"],
+                "victim": {part: judged["victim"][part] for part in ("armed", "refusal") if part in judged["victim"]},
                 "attacks": judged["attacks"],
                 "detectors": {row["detector"]: _detector(row, judged) for row in rows},
-                "none_because": {row["detector"]: _why_not(row) for row in judged["rows"] if row.get("unseen") is None},
+                "none_because": {row["detector"]: why_not(row) for row in judged["rows"] if row.get("unseen") is None},
             }
         )
     return {"grid": grid}
-
-
-def _why_not(row: dict[str, Any]) -> str:
-    """A detector without a threshold is not one that nothing passes."""
-    why: str = row["none_because"] if "none_because" in row else row["files"]["points"][0]["none_because"]
-    return why
 
 
 def _detector(row: dict[str, Any], judged: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +122,9 @@ def cost(succeeded: Mapping[str, list[str]], unseen: Mapping[str, list[str]]) ->
     budget already, so that success costs less than that and the factors are larger. `is_most`: an attack that was not
     made at the smallest budgets might have passed there, so that the factor is smaller. `limit`: the largest budget at
     which every attack was made; beyond it nobody knows. `interval`: 95 % of the factors that other such files would
-    have given, each as wide as the steps between budgets; None above where nothing bounds them.
+    have given, each as wide as the steps between budgets: from the largest budget that is too small for every attack
+    on the detector (nothing, where one of them passed at the first that it was made at), to the smallest that is
+    enough for one. None above where nothing bounds them.
     """
     files = set(_smallest(succeeded))
     if not files:
@@ -154,7 +152,7 @@ def cost(succeeded: Mapping[str, list[str]], unseen: Mapping[str, list[str]]) ->
         "is_least": success <= smallest,
         "is_most": math.isfinite(undetected) and min(_median(one, files) for one in hopeful.values()) < undetected,
         "limit": limit,
-        "interval": _interval(reached, singly, sorted(files), budgets, limit),
+        "interval": _interval(reached, singly, sorted(files), budgets),
         "pooled": {
             **_ratio(*pooled),
             "is_least": pooled[0] <= smallest,
@@ -169,35 +167,40 @@ def _interval(
     unseen: Mapping[str, Mapping[str, float]],
     files: Sequence[str],
     budgets: Mapping[str, Sequence[float]],
-    limit: float,
 ) -> list[float | None]:
-    """See `cost`; of medians, over files drawn anew. The first two: smallest budgets of each file, by attack."""
+    """See `cost`; of medians, over files drawn anew. The first two: smallest budgets of each file, by attack.
+
+    Success alone costs what the best attack at it says: one that also hides, and was made at large budgets only, is
+    not taken for cheaper below.
+    """
     rng = np.random.default_rng(0)
     reached, passed = (
-        {attack: np.array([of.get(key, math.inf) for key in files]) for attack, of in found.items()}
+        {attack: np.array([found.get(attack, {}).get(key, math.inf) for key in files]) for attack in budgets}
         for found in (succeeded, unseen)
     )
     lows, highs = [], []
     for _ in range(_REDRAWN):
         drawn = rng.integers(len(files), size=len(files))
-        too_small, success = _around_median(reached, drawn, budgets)
-        seen, undetected = _around_median(passed, drawn, budgets)
-        least = limit if math.isinf(undetected) else seen
-        lows.append(least / success if math.isfinite(success) else 0.0)
-        highs.append(undetected / too_small if too_small > 0 else math.inf)
+        succeeding, passing = _around_medians(reached, drawn, budgets), _around_medians(passed, drawn, budgets)
+        too_small, success = min(succeeding, key=lambda one: one[1])
+        lows.append(min(seen for seen, _ in passing) / success if math.isfinite(success) else 0.0)
+        highs.append(min(unseen for _, unseen in passing) / too_small if too_small > 0 else math.inf)
     low, high = float(np.quantile(lows, 0.025)), float(np.quantile(highs, 0.975, method="higher"))
     return [low, high if math.isfinite(high) else None]
 
 
-def _around_median(
+def _around_medians(
     reached: Mapping[str, NDArray[np.float64]], drawn: NDArray[np.int64], budgets: Mapping[str, Sequence[float]]
-) -> tuple[float, float]:
-    """By the best attack the largest budget that is not enough for half of the files, and the smallest that is."""
+) -> list[tuple[float, float]]:
+    """For each attack the largest budget that is not enough for half of the files, and the smallest that is.
+
+    Nothing, where the smallest budget that it was made at is enough; beyond all, where the largest is not.
+    """
     medians = {attack: float(np.median(smallest[drawn])) for attack, smallest in reached.items()}
-    if not medians:
-        return 0.0, math.inf
-    best = min(medians, key=medians.__getitem__)
-    return max((eps for eps in budgets[best] if eps < medians[best]), default=0.0), medians[best]
+    return [
+        (max((eps for eps in budgets[attack] if eps < median), default=0.0), median)
+        for attack, median in medians.items()
+    ]
 
 
 def _singly(names: Mapping[str, list[str]]) -> dict[str, dict[str, float]]:

@@ -41,11 +41,11 @@ def plan(profile: Profile, where: Where) -> Plan:
 def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
     """By victim and budget."""
     kept = (
-        *("eps", "sigma", "alpha", "looks", "certified", "certified_right", "by_answer", "agrees"),
+        *("eps", "sigma", "alpha", "looks", "certified", "certified_right", "by_answer", "agrees", "unenrolled"),
         *("draws_mean", "seconds_mean", "seconds_p95"),
     )
     rows = []
     for name, found in results.items():
         _, place, _ = place_of(name)
-        rows.append({**place.facts, **{part: found[part] for part in kept}})
+        rows.append({**place.facts, "training": found["victim"]["training"], **{part: found[part] for part in kept}})
     return {"grid": rows}

@@ -23,6 +23,7 @@ from dicomguard.lab.benchmark.suites.planning import (
     place_of,
     places,
     required,
+    why_not,
 )
 from dicomguard.lab.victims import victim as known_family
 
@@ -73,6 +74,7 @@ def assemble(results: Mapping[str, Result]) -> dict[str, Any]:
                 "false_alarms": {
                     row["detector"]: row["shifts"] for row in judged["rows"] if row.get("shifts") is not None
                 },
+                "none_because": {row["detector"]: why_not(row) for row in judged["rows"] if row.get("shifts") is None},
             }
         )
     return {"grid": rows}

@@ -32,7 +32,7 @@ EARLY: Final = ("early-stopped FGSM", "early-stopped BIM", "early-stopped PGD", 
 """The attacks of the paper's Table 2."""
 CONFIDENT: Final = ("PGD 0.004", "PGD 0.008", "PGD 0.016")
 FURTHER: Final = ("FGSM 0.008", "BIM 0.008", "APGD 0.008", "CW-L2 kappa 0", "CW-L2 kappa 5", "Square 0.016")
-"""Attacks that neither paper ran; fewer successes of each."""
+"""Attacks beyond Table 2; fewer successes of each."""
 _WHOLE_GRID: Final = (
     *(f"{name} {eps:.3f}" for name in ("FGSM", "BIM", "PGD") for eps in EPS),
     *(f"CW-L2 kappa {kappa:g}" for kappa in KAPPAS),

@@ -256,3 +256,9 @@ def required(where: Where, names: Iterable[str]) -> None:
             f"data sets that cannot be opened: {'; '.join(f'{name}: {why}' for name, why in missing.items())}",
             advice="Point --data at the folder that holds them.",
         )
+
+
+def why_not(row: Mapping[str, Any]) -> str:
+    """Why a detector's row has no verdicts: one without a threshold is not one that nothing passes."""
+    why: str = row["none_because"] if "none_because" in row else row["files"]["points"][0]["none_because"]
+    return why
