@@ -464,20 +464,20 @@ def _strata(grid: Sequence[Result]) -> str:
 
 def _all(grid: Sequence[Result]) -> Iterator[str]:
     for one in grid:
-        yield f"**{who(one)} on {one['data_set']}**, TPR | FPR on rightly answered files, percent\n"
+        yield f"**{who(one)} on {one['data_set']}**: FPR on rightly answered files, then TPR, percent\n"
         attacks = list(one["attacks"])
         rows: list[list[object]] = []
         for row in one["rows"]:
             if "files" not in row:
-                rows.append([row["detector"], row["none_because"], *[""] * (len(attacks) - 1)])
+                rows.append([row["detector"], row["none_because"], *[""] * len(attacks)])
                 continue
             at = point(row)
             if "none_because" in at:
-                rows.append([row["detector"], at["none_because"], *[""] * (len(attacks) - 1)])
+                rows.append([row["detector"], at["none_because"], *[""] * len(attacks)])
                 continue
-            cells = [both(at["attacks"][attack]["detected"], at["strata"]["correct"]) for attack in attacks]
-            rows.append([row["detector"], *cells])
-        yield table(["detector", *attacks], rows)
+            cells = [counted(at["attacks"][attack]["detected"]) for attack in attacks]
+            rows.append([row["detector"], counted(at["strata"]["correct"]), *cells])
+        yield table(["detector", "FPR", *attacks], rows)
 
 
 def _attacks(grid: Sequence[Result]) -> str:

@@ -37,7 +37,7 @@ _STYLE: Final = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 90rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
 h1, h2, h3 { line-height: 1.2; margin-top: 2em; } h2 { border-bottom: 2px solid #0072B2; padding-bottom: .2em; }
 table { border-collapse: collapse; font-size: .82rem; display: block; overflow-x: auto; margin: 1em 0; }
-td.n { white-space: nowrap; }
+td.n { white-space: nowrap; } td:first-child { min-width: 9em; }
 th, td { border: 1px solid #ccc; padding: .25em .6em; text-align: left; vertical-align: top; }
 th { background: #eef4f8; } tr:nth-child(even) td { background: #fafafa; }
 img { max-width: 100%; } code { background: #f2f2f2; padding: .1em .3em; }
