@@ -11,8 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dicomguard.lab import reasons as reasons_file
 from dicomguard.lab import targets
 from dicomguard.lab.figures import worded
 from dicomguard.lab.recipes import RECIPES
@@ -47,8 +46,7 @@ def page(results: Path, bundles: Path, names: Sequence[str]) -> str:
 
 
 def _lines(results: Path, bundles: Path, names: Sequence[str]) -> Iterator[str]:
-    path = results / REASONS
-    reasons = (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+    reasons = reasons_file.read(results / REASONS)
     yield "# What is promised, measured"
     yield ""
     yield from _INTRODUCTION

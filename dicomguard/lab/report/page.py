@@ -13,6 +13,7 @@ from typing import Any, Final
 from markdown_it import MarkdownIt
 
 from dicomguard.errors import DicomguardError
+from dicomguard.lab import reasons as reasons_file
 from dicomguard.lab.benchmark.cell import RESULT
 from dicomguard.lab.report import further_sections, joel_section, noise_section, papers, reproduced
 from dicomguard.lab.whole import read_object, write_text
@@ -67,7 +68,7 @@ def write(results: Path, out: Path, profile: str, *, command: str, work: Path | 
         suite: {**one, "charts": _shown(one, results, work, figures), "proofs": proofs} for suite, one in there.items()
     }
     missing = [suite for suite in found if suite not in there]
-    lines = _page(there, missing, reproduced.read_reasons(results), figures, profile, command)
+    lines = _page(there, missing, reasons_file.read(results / reproduced.REASONS), figures, profile, command)
     text = "\n".join(lines) + "\n"
     markdown, page = out / "report.md", out / "report.html"
     write_text(markdown, text)

@@ -8,14 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-import yaml
 from scipy import stats
 
-from dicomguard.errors import DicomguardError
 from dicomguard.lab.benchmark.judging import AT_RATE
 from dicomguard.lab.benchmark.suites.adaptive import parted
 from dicomguard.lab.figures import beta_binomial_band
@@ -63,23 +60,6 @@ def section(there: Mapping[str, Result], reasons: Mapping[str, str]) -> Iterator
             " test files; ours must beat the paper's check in all three ways, or all find all.\n"
         )
         yield table(["claim", "measured here", "holds"], rows)
-
-
-def read_reasons(results: Path) -> dict[str, str]:
-    """Sentences by id; none where the file is absent.
-
-    Raises:
-        DicomguardError: it cannot be read as such.
-
-    """
-    path = results / REASONS
-    try:
-        found = yaml.safe_load(path.read_text("utf-8")) if path.exists() else {}
-    except (OSError, yaml.YAMLError) as error:
-        raise DicomguardError(f"{path} cannot be read: {error}.", advice="Write one 'id: sentence' a line.") from error
-    if not isinstance(found or {}, dict):
-        raise DicomguardError(f"{path} is no list of reasons by id.", advice="Write one 'id: sentence' a line.")
-    return {str(key): str(value) for key, value in (found or {}).items()}
 
 
 def _noise_consistency(found: Result) -> Iterator[Claim]:

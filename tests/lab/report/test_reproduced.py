@@ -300,15 +300,3 @@ def test_tables_that_are_none_are_named(tmp_path: Path, text: str, words: str) -
     with pytest.raises(DicomguardError, match=words):
         page.read(tmp_path, "natural", "cpu")
     assert page.read(tmp_path, "adaptive", "cpu") is None
-
-
-def test_reasons_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    assert reproduced.read_reasons(tmp_path) == {}
-    (tmp_path / reproduced.REASONS).write_text("a/b: because\n")
-    assert reproduced.read_reasons(tmp_path) == {"a/b": "because"}
-    (tmp_path / reproduced.REASONS).write_text("- a\n")
-    with pytest.raises(DicomguardError, match="no list of reasons"):
-        reproduced.read_reasons(tmp_path)
-    (tmp_path / reproduced.REASONS).write_text("a: [\n")
-    with pytest.raises(DicomguardError, match="cannot be read"):
-        reproduced.read_reasons(tmp_path)
