@@ -26,6 +26,13 @@ from dicomguard.lab.report.words import (
 
 Result = Mapping[str, Any]
 PAPER = "noise check of the paper"
+_PARTS = (
+    "probability drop, level 3",
+    "logit drop, level 3",
+    "smallest noisy margin",
+    "Mahalanobis",
+    "guard's vote share",
+)
 _FIXED = re.compile(r"(FGSM|BIM|PGD|APGD|Square) 0\.\d+")
 _LEAST = 10  # successes of an attack whose TPR enters a mean
 _COLUMNS = ("paper, its theta", "paper at 5 %", "paper, best level", "ours at 5 %")
@@ -365,6 +372,22 @@ def _four(one: Result, attack: str) -> list[tuple[Share, Share]] | None:
     rates = [(at["attacks"][attack]["detected"], at["strata"]["correct"]) for at in points]
     rates.insert(2, (best[1], best[2]))
     return None if any(tpr["rate"] is None for tpr, _ in rates) else rates
+
+
+def against_parts(one: Result) -> Iterator[tuple[str, Share, str, Share]]:
+    """For each attack of ten successes or more what ours finds on files, and the best of its parts, by name, alone.
+
+    All at the promised rate of 5 %.
+    """
+    own, parts = ours(one), {name: row for name in _PARTS if (row := named(one, name)) is not None}
+    points = {name: at for name, row in parts.items() if "attacks" in (at := point(row))}
+    if own is None or "attacks" not in point(own) or not points:
+        return
+    for attack, found in point(own)["attacks"].items():
+        if found["detected"]["count"] < _LEAST:
+            continue
+        name = max(points, key=lambda part: points[part]["attacks"][attack]["detected"]["rate"])
+        yield attack, found["detected"], name, points[name]["attacks"][attack]["detected"]
 
 
 def _fixed(grid: Sequence[Result]) -> str:

@@ -19,8 +19,18 @@ from dicomguard.lab.figures import beta_binomial_band
 from dicomguard.lab.report import papers
 from dicomguard.lab.report.further_sections import BROKEN, WITHIN, factor, strongest, too_weak
 from dicomguard.lab.report.joel_section import called, is_in_table_1, set_of, taught_as_published
-from dicomguard.lab.report.noise_section import PAPER, by_family, fixed, in_common, means, means_at_best, ours, point
-from dicomguard.lab.report.words import difference, percent, rate, table, who
+from dicomguard.lab.report.noise_section import (
+    PAPER,
+    against_parts,
+    by_family,
+    fixed,
+    in_common,
+    means,
+    means_at_best,
+    ours,
+    point,
+)
+from dicomguard.lab.report.words import counted, difference, percent, rate, table, who
 from dicomguard.lab.targets import CERTIFIED
 
 Result = Mapping[str, Any]
@@ -85,7 +95,9 @@ def _noise_consistency(found: Result) -> Iterator[Claim]:
     for family, members in by_family(grid):
         for seed in dict.fromkeys(one["seed"] for one in members):
             # Files of another seed's victim are the same files, and no further evidence.
-            yield from _ours([one for one in members if one["seed"] == seed], family + f"-{seed}" * bool(seed))
+            of_seed = [one for one in members if one["seed"] == seed]
+            yield from _ours(of_seed, family + f"-{seed}" * bool(seed))
+            yield from _parts(of_seed, family + f"-{seed}" * bool(seed))
 
 
 def _against_mahalanobis(grid: Sequence[Result]) -> Iterator[Claim]:
@@ -121,6 +133,37 @@ def _ours(members: Sequence[Result], family: str) -> Iterator[Claim]:
             f" {own[1]} files of {rates.victims} of {rates.victims + rates.left_out} victims{aside}",
             _finds_more(own, others),
         )
+
+
+def _parts(members: Sequence[Result], family: str) -> Iterator[Claim]:
+    """Whether fusing costs what a part alone would have found: three points at most, of any attack on any victim."""
+    gaps = [
+        (
+            own["rate"] - best["rate"],
+            difference(_pair(own), _pair(best)),
+            own,
+            best,
+            f"{attack} on {one['data_set']}, {name}",
+        )
+        for one in members
+        for attack, own, name, best in against_parts(one)
+    ]
+    if not gaps:
+        return
+    worst, _, own, best, words = min(gaps, key=lambda gap: gap[0])
+    kept = sum(gap >= -_POINTS for gap, *_ in gaps)
+    certain = any(high < -_POINTS for _, (_, high), *_ in gaps)
+    yield Claim(
+        f"ours/parts-{family}",
+        f"ours on {family} finds of every attack as much as the best single score among its parts, or at most"
+        f" {100 * _POINTS:.0f} points less",
+        f"{kept} of {len(gaps)} cells; at worst {counted(own)} against {counted(best)} ({words})",
+        False if certain else True if worst >= -_POINTS else None,
+    )
+
+
+def _pair(found: Mapping[str, Any]) -> tuple[int, int]:
+    return found["hits"], found["count"]
 
 
 def _rates(found: tuple[float | None, float | None]) -> str:

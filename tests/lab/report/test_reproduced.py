@@ -117,6 +117,23 @@ def test_mahalanobis_is_compared_on_the_same_cells_and_by_an_interval() -> None:
     assert claims(noise(20, 20, 40))["noise-consistency/mahalanobis"].holds is False
 
 
+def test_fusing_must_not_lose_what_a_part_finds() -> None:
+    found = noise(97, 20, 98)
+    assert claims(found)["ours/parts-toy"].holds
+    vote = row("guard's vote share", {"early-stopped BIM": 97, "DeepFool": 97, "PGD 0.008": 100}, 5)
+    found["grid"][0]["rows"].append(vote)
+    told = claims(found)["ours/parts-toy"]
+    assert told.holds
+    assert (
+        told.measured
+        == "3 of 3 cells; at worst 98.0 (98/100) against 100.0 (100/100) (PGD 0.008 on blobs, guard's vote share)"
+    )
+    found["grid"][0]["rows"][2] = row("ours", {"early-stopped BIM": 97, "DeepFool": 97, "PGD 0.008": 96}, 5)
+    assert claims(found)["ours/parts-toy"].holds is None
+    found["grid"][0]["rows"][2] = row("ours", {"early-stopped BIM": 97, "DeepFool": 97, "PGD 0.008": 60}, 5)
+    assert claims(found)["ours/parts-toy"].holds is False
+
+
 def test_seeds_are_no_further_evidence() -> None:
     found = noise(97, 20, 24)
     found["grid"] = [found["grid"][0] | {"seed": seed} for seed in range(8)]
