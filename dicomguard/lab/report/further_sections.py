@@ -28,7 +28,7 @@ def adaptive(found: Result, figures: Path) -> Iterator[str]:
     for one in found["grid"]:
         title = f"{who(one)} on {one['data_set']}"
         yield f"### {title}\n"
-        yield f"Its self-test: {armed(one['victim'])}.\n"
+        yield f"Self-test of the victim: {armed(one['victim'])}\n"
         detectors = {name: row for name, row in one["detectors"].items() if name in _SHOWN}
         yield "Share of all attacked files that are changed and not seen, percent, at the detector's own threshold.\n"
         budgets = [f"{eps:g}" for eps in sorted({parted(name)[1] for name in one["attacks"]})]
