@@ -1,4 +1,4 @@
-"""How often the drift watch is wrong, and how soon it is right: simulated streams, one JSON object a setting."""
+"""How often the drift watch is wrong, and how soon it is right: simulated streams, a JSON object for each setting."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
+from dicomguard.lab.whole import write_text
 from dicomguard.screen import drift
 from dicomguard.screen.drift import SCALES, Baseline, State
 
@@ -100,13 +102,18 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=0.05)
     parser.add_argument("--m", type=int, nargs="+", default=[270, 700])
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/drift-rates.json"))
     arguments = parser.parse_args()
     drift.distance_p = _quickly  # type: ignore[assignment]  # see there
+    lines = []
     for m in arguments.m:
         random = np.random.default_rng([arguments.seed, m])
-        print(json.dumps(false_events(arguments.images, m, arguments, random)), flush=True)
+        lines.append(json.dumps(false_events(arguments.images, m, arguments, random)))
+        print(lines[-1], flush=True)
         for name in DRIFTS:
-            print(json.dumps(delay(name, m, arguments, random)), flush=True)
+            lines.append(json.dumps(delay(name, m, arguments, random)))
+            print(lines[-1], flush=True)
+    write_text(arguments.out, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 if __name__ == "__main__":
