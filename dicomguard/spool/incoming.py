@@ -94,8 +94,7 @@ class Part:
         self._digest.update(view)
         self.size_bytes += len(view)
         with _space_errors():
-            while view:
-                view = view[os.write(self._descriptor, view) :]
+            _write_all(self._descriptor, view)
 
     def commit(self, receipt: Receipt) -> Instance:
         """Seal, make durable and show the instance. Returns it under its final name, then and only then it is ours.
@@ -111,6 +110,8 @@ class Part:
         target = folder / f"{key_of(chr(0).join(said))}-{receipt.sha256[:32]}{SUFFIX}"
         with _space_errors():
             os.pwrite(self._descriptor, envelope.slot(receipt), self._slot_offset)
+            if os.fstat(self._descriptor).st_size != self.data_offset + self.size_bytes:
+                raise SpoolError(f"{self.path.name} is not as long as what was received.")
             os.fsync(self._descriptor)
             self._show(folder, target)
             self.path.unlink()
@@ -150,6 +151,12 @@ class Part:
             self.path.unlink(missing_ok=True)
 
 
+def _write_all(descriptor: int, view: memoryview) -> None:
+    # A volume or a quota with little room left takes a part of what it is given, and says so by no error.
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
 class Incoming:
     """Where the receiver puts instances. `reserve_bytes` of the volume are never used for new ones."""
 
@@ -183,7 +190,7 @@ class Incoming:
         part = Part(path, descriptor, head, slot_offset, self._incoming, self._durable)
         try:
             with _space_errors():
-                os.write(descriptor, head)
+                _write_all(descriptor, memoryview(head))
         except SpoolError:
             part.discard()
             raise

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicomguard.errors import EnvelopeError, OutOfSpaceError
+from dicomguard.errors import EnvelopeError, OutOfSpaceError, SpoolError
 from dicomguard.spool import envelope
 from dicomguard.spool.incoming import Incoming
 from dicomguard.study import study_key
@@ -116,6 +116,25 @@ def test_a_volume_that_fills_up_meanwhile_leaves_nothing(spool, put, monkeypatch
     assert spool.arrivals() == {} or all(not names for names in spool.arrivals().values())
     assert list((spool.root / "receiving").iterdir()) == []
     put()  # and there is life afterwards
+
+
+def test_a_volume_that_takes_a_part_of_a_write_gets_the_rest_too(spool, put, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, memoryview(data)[:1000]))
+    instance = put(data=b"abc" * 1000)
+    assert envelope.read(instance.path).receipt.sha256 == digest(b"abc" * 1000)
+    assert instance.path.read_bytes()[instance.data_offset :] == b"abc" * 1000
+
+
+def test_what_is_not_as_long_as_what_came_is_never_acknowledged(spool):
+    part = spool.incoming(reserve_bytes=0).begin(
+        sop_class_uid="1.2", sop_instance_uid="1.3", transfer_syntax_uid="1.2.840.10008.1.2", calling_ae="A"
+    )
+    part.write(b"data")
+    os.truncate(part.path, part.data_offset + 3)
+    with pytest.raises(SpoolError, match="not as long"):
+        part.commit(receipt())
+    assert spool.arrivals() == {}
 
 
 @given(st.binary(max_size=400), st.integers(min_value=0, max_value=4500))
