@@ -122,7 +122,7 @@ def failed_list(config: ConfigOption, as_json: JsonOption = False) -> None:
             "claim_id": claim.claim_id,
             "studies": sorted({i.study_instance_uid for i in claim.instances}),
             "instances": len(claim.instances),
-            "strangers": [path.name for path in claim.strangers],
+            "strangers": [path.name for path in (*claim.strangers, *claim.unreadable)],
             "folder": str(claim.folder),
         }
         for claim in spool.failed()

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from dicomguard.decision import REFUSED, Decision, Disposition, Fault, Reason, Verdict
-from dicomguard.errors import LedgerError, SpoolError, is_of_the_host
+from dicomguard.errors import HostError, LedgerError, SpoolError, is_of_the_host
 from dicomguard.ledger import EventKind, Ledger
 from dicomguard.screen import evidence
 from dicomguard.screen.alarms import Alarms
@@ -273,6 +273,12 @@ class Screener:
         self._spool.finish(claim)
 
     def _decide_and_route(self, claim: Claim, *, is_overdue: bool) -> None:
+        if claim.unreadable:
+            # Part of a study must not be decided and sent as the whole: the disk, or a person, has to act first.
+            raise HostError(
+                f"{len(claim.unreadable)} file(s) cannot be read, such as {claim.unreadable[0].name}.",
+                advice=f"See 'dmesg'. Move what is lost out of {claim.folder}, and have the sender send it again.",
+            )
         if claim.strangers:
             self._spool.set_aside(claim, claim.strangers)
             self._ledger.record_event(

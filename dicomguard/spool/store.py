@@ -26,8 +26,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from dicomguard.errors import SHORTAGES, EnvelopeError, NotFoundError, SpoolError
+from dicomguard.errors import SHORTAGES, EnvelopeError, NotFoundError, SpoolError, is_of_the_host
 from dicomguard.spool import envelope
 from dicomguard.spool.incoming import SUFFIX, Incoming, fsync_folder
 from dicomguard.study import Instance, Quiet, StudyKey, is_overdue, is_settled, observe
@@ -52,7 +53,10 @@ _CLAIM = re.compile(r"(?:[0-9a-f]{32}|unidentified)\.[0-9a-f]{32}(?:\.[0-9]+)?")
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What the screener took: the files that it moved itself. `strangers` are files without a readable receipt."""
+    """What the screener took: the files that it moved itself.
+
+    `strangers` are files without a receipt of ours; `unreadable` are those that the machine fails to read just now.
+    """
 
     claim_id: str
     study_key: StudyKey
@@ -60,6 +64,7 @@ class Claim:
     folder: Path
     instances: tuple[Instance, ...]
     strangers: tuple[Path, ...] = ()
+    unreadable: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +152,7 @@ class Spool:
 
     def waiting(self, key: StudyKey) -> list[Instance]:
         """The instances of one study in `incoming/`, in order of receipt."""
-        return _instances(self.root / "incoming" / key)[0]
+        return _files_of(self.root / "incoming" / key).instances
 
     def claim(self, key: StudyKey) -> Claim | None:
         """Move a study's files, one by one, into a new claim, which holds just what was moved here. None if nothing.
@@ -210,7 +215,7 @@ class Spool:
         """Give a claim up after its last attempt: `failed/`, for a person to look at."""
         target = self.root / "failed" / f"{claim.study_key}.{claim.claim_id}"
         target.mkdir(mode=0o700, exist_ok=True)  # something of this claim may have been set aside there already
-        for path in [*(instance.path for instance in claim.instances), *claim.strangers]:
+        for path in [*(instance.path for instance in claim.instances), *claim.strangers, *claim.unreadable]:
             _move(path, target / path.name)
         shutil.rmtree(claim.folder / EVIDENCE, ignore_errors=True)
         fsync_folder(target)
@@ -278,7 +283,7 @@ class Spool:
 
     def quarantined(self, decision_id: str) -> list[Instance]:
         """The instances of one quarantined decision; empty when it is not (or no longer) in quarantine."""
-        return _instances(self.root / "quarantine" / decision_id)[0]
+        return _files_of(self.root / "quarantine" / decision_id).instances
 
     def evidence(self, decision_id: str) -> Path | None:
         """The folder with the evidence of a decision that is or was held; None when there is none."""
@@ -303,13 +308,14 @@ class Spool:
         One by one, into a folder that may hold some of them already: a ruling can be quicker than our own `hold`.
         """
         source, target = self.root / "quarantine" / decision_id, self.root / "rejected" / decision_id
-        instances, others = _instances(source)
+        found = _files_of(source)
+        instances = found.instances
         if not instances:
             return 0
         target.mkdir(mode=0o700, exist_ok=True)
         # The instances last: as long as one is left, whoever finishes the ruling comes back for the rest.
         _move_evidence(source, target)
-        for path in (*others, *(instance.path for instance in instances)):
+        for path in (*found.strangers, *found.unreadable, *(instance.path for instance in instances)):
             _move(path, target / path.name)
         for folder in (target, target.parent):
             fsync_folder(folder)
@@ -340,7 +346,7 @@ class Spool:
     def outgoing(self, destination: str) -> Iterator[Outgoing]:
         """What waits for a destination, oldest decision first. Items may vanish while you look."""
         for folder in sorted(_folders(self.root / "outbound" / destination), key=_mtime):
-            for instance in _instances(folder)[0]:
+            for instance in _files_of(folder).instances:
                 yield Outgoing(destination, folder.name, instance)
             _remove_if_empty(folder)
 
@@ -359,7 +365,7 @@ class Spool:
         """What was refused for good, for every destination."""
         for destination in _folders(self.root / "undeliverable"):
             for folder in sorted(_folders(destination), key=_mtime):
-                for instance in _instances(folder)[0]:
+                for instance in _files_of(folder).instances:
                     yield Outgoing(destination.name, folder.name, instance)
                 _remove_if_empty(folder)
 
@@ -381,7 +387,7 @@ class Spool:
     def stored(self) -> Iterator[tuple[str, Instance]]:
         """Forwarded instances that are still kept: decision id and instance."""
         for folder in sorted(_folders(self.root / "store"), key=_mtime):
-            for instance in _instances(folder)[0]:
+            for instance in _files_of(folder).instances:
                 yield folder.name, instance
 
     def remove_stored(self, decision_id: str, instance: Instance) -> None:
@@ -423,7 +429,8 @@ class Spool:
     def damaged_outgoing(self, destination: str) -> Iterator[tuple[str, Path]]:
         """Files in a destination's queue that cannot be sent, for want of a readable receipt: decision id, path."""
         for folder in _folders(self.root / "outbound" / destination):
-            for path in _instances(folder)[1]:
+            found = _files_of(folder)
+            for path in (*found.strangers, *found.unreadable):
                 yield folder.name, path
 
     def purge_rejected(self, decision_id: str) -> int:
@@ -433,7 +440,10 @@ class Spool:
 
     def purge_failed(self, claim: Claim) -> int:
         """Remove the files of a failed claim, for good. Returns how many went. Raises SpoolError."""
-        return _purge(self.root / "failed" / claim.folder.name, len(claim.instances) + len(claim.strangers))
+        return _purge(
+            self.root / "failed" / claim.folder.name,
+            len(claim.instances) + len(claim.strangers) + len(claim.unreadable),
+        )
 
 
 class Settling:
@@ -480,8 +490,16 @@ def _open_claims(parent: Path) -> list[Claim]:
 def _open_claim(folder: Path) -> Claim:
     key, _, rest = folder.name.partition(".")
     claim_id, _, attempt = rest.partition(".")
-    instances, strangers = _instances(folder)
-    return Claim(claim_id, StudyKey(key), int(attempt or "0"), folder, tuple(instances), tuple(strangers))
+    found = _files_of(folder)
+    return Claim(
+        claim_id,
+        StudyKey(key),
+        int(attempt or "0"),
+        folder,
+        tuple(found.instances),
+        tuple(found.strangers),
+        tuple(found.unreadable),
+    )
 
 
 def _purge(folder: Path, count: int) -> int:
@@ -495,24 +513,33 @@ def _purge(folder: Path, count: int) -> int:
     return count
 
 
-def _instances(folder: Path) -> tuple[list[Instance], list[Path]]:
-    """Instances of a folder in order of receipt, and the files that are none. Raises OSError, EnvelopeError."""
-    instances: list[Instance] = []
-    strangers: list[Path] = []
+class _Files(NamedTuple):
+    """What lies in a folder: instances in order of receipt, files that are none, and what a disk fails to give us."""
+
+    instances: list[Instance]
+    strangers: list[Path]
+    unreadable: list[Path]
+
+
+def _files_of(folder: Path) -> _Files:
+    """Raises OSError, and EnvelopeError where the machine has no descriptor or memory left to look."""
+    found = _Files([], [], [])
     try:
         entries = sorted(entry for entry in folder.iterdir() if entry.name != EVIDENCE)
     except FileNotFoundError:
-        return [], []
+        return found
     for path in entries:
         try:
-            instances.append(envelope.read(path))
+            found.instances.append(envelope.read(path))
         except EnvelopeError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in SHORTAGES:
-                raise  # no descriptor left: that is not what makes a file a stranger
-            if path.exists():
-                strangers.append(path)
-    instances.sort(key=lambda instance: (instance.receipt.received_at, instance.name))
-    return instances, strangers
+                raise  # that is not what makes a file a stranger
+            if is_of_the_host(error):
+                found.unreadable.append(path)
+            elif path.exists():
+                found.strangers.append(path)
+    found.instances.sort(key=lambda instance: (instance.receipt.received_at, instance.name))
+    return found
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -1,6 +1,8 @@
 import errno
 import json
+import os
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from dicomguard.errors import EnvelopeError, HostError, LedgerError
 from dicomguard.quarantine import Quarantine
 from dicomguard.receive import head
 from dicomguard.spool import journal, store
+from dicomguard.study import study_key
 from tests.screen.conftest import CLEAN, EXPLICIT, LOW_MARGIN, NAN, RAISES, SUSPECT, encode
 from tests.spool.conftest import everything
 
@@ -581,6 +584,39 @@ def test_a_trouble_of_the_host_costs_no_claim_anything_however_long_it_lasts(sit
     assert site.spool.claims() == site.spool.failed() == []
     assert site.ledger.events("stranger_in_spool") == []
     assert site.spool.begun() == set()
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_a_file_that_the_disk_does_not_give_keeps_its_study_waiting_and_no_other(site, monkeypatch, code):
+    site.send(CLEAN, 1, study="1.2.1")
+    site.send(CLEAN, 2, study="1.2.1")
+    site.send(CLEAN, 3, study="1.2.3")
+    bad = site.spool.waiting(study_key("1.2.1"))[0].name
+    opened = os.open
+
+    def open_others(path, *rest, **more):
+        if Path(path).name == bad:
+            raise OSError(code, os.strerror(code))
+        return opened(path, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dicomguard.spool.envelope.os.open", open_others)
+        for _ in range(2):  # a restart does not help, and does no harm
+            screener = site.screener()
+            screener.recover()
+            site.screen(screener)
+            for _ in range(8):
+                screener.step()
+                site.now_s += 400
+        assert len(outbound(site)) == 1
+        assert site.spool.failed() == []
+        (claim,) = site.spool.claims()
+        assert [path.name for path in claim.unreadable] == [bad]
+        assert bad in site.ledger.events("host_failing")[0].detail["detail"]
+    screener.step()
+    assert len(outbound(site)) == 3
+    assert site.spool.claims() == []
+    assert site.ledger.events("stranger_in_spool") == []
 
 
 def test_the_host_is_blamed_once_an_hour(site, monkeypatch):
