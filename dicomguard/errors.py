@@ -39,7 +39,7 @@ class OutOfSpaceError(SpoolError):
 
 
 class HostError(DicomguardError):
-    """The host cannot do its part just now: no process can be started. No fault of the instance at hand."""
+    """The host cannot do its part just now: no process starts, a file cannot be read. No fault of the instance."""
 
 
 class EnvelopeError(SpoolError):

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from pydicom.datadict import keyword_for_tag
 
-from dicomguard.errors import DeliveryError, DicomguardError
+from dicomguard.errors import DeliveryError, DicomguardError, HostError
 from dicomguard.scu import AlteredError, Association, Timeouts
 from dicomguard.scu.association import MAX_CONTEXTS
 from dicomguard.study import AeTitle, Peer, Uid
@@ -212,7 +212,7 @@ def _send_one(association: Association, file: _File) -> tuple[Sent, bool]:
         outcome = association.store(
             file.path, file.data_offset, syntaxes=file.syntaxes, sop_instance_uid=file.sop_instance_uid
         )
-    except (DeliveryError, AlteredError) as error:
+    except (DeliveryError, AlteredError, HostError) as error:
         return Sent(file.path, file.sop_instance_uid, None, error.message), False
     said = "" if outcome.status == 0 else f"status 0x{outcome.status:04X} {outcome.comment}".strip()
     return Sent(file.path, file.sop_instance_uid, outcome.status, said), True
@@ -224,7 +224,7 @@ def _read_manifest(path: Path) -> list[dict[str, Any]]:
             if path.suffix.lower() == ".csv":
                 return list(csv.DictReader(file))
             rows = [json.loads(line) for line in file if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise DicomguardError(
             f"The manifest {path} cannot be read: {error}.", advice="Write JSON lines, or CSV with a header line."
         ) from error
@@ -241,7 +241,8 @@ def _write_manifest(manifest: Path, labels: Sequence[Mapping[str, Any]], sent: S
     for label in labels:
         uid = label.get("sop_instance_uid") or label.get("uid") or ""
         named = label.get("path") or ""
-        found = by_uid.get(uid) or (by_path.get(_absolute(manifest.parent / named)) if named else None)
+        # By path first: a clean and an attacked file may bear the same UID.
+        found = (by_path.get(_absolute(manifest.parent / named)) if named else None) or by_uid.get(uid)
         outcome = {"sop_instance_uid": uid, "status": None, "is_stored": False, "error": "not among the files sent"}
         if found is not None:
             outcome = {name: value for name, value in found.to_json().items() if name != "path"}

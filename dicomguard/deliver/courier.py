@@ -19,9 +19,9 @@ from typing import Final
 from dicomguard.deliver.answer import Answer, in_words, is_busy, judge
 from dicomguard.deliver.destination import Destination, Settings
 from dicomguard.deliver.permit import permit
-from dicomguard.errors import DeliveryError
+from dicomguard.errors import DeliveryError, DicomguardError, HostError
 from dicomguard.ledger import Delivery, DeliveryState, EventKind, Ledger
-from dicomguard.scu import AlteredError, Association, LinkError, RejectedError
+from dicomguard.scu import AlteredError, Association, LinkError, RejectedError, unreadable
 from dicomguard.scu.association import MAX_CONTEXTS
 from dicomguard.spool.store import Outgoing, Spool
 from dicomguard.study import Instance, utc_now
@@ -249,20 +249,20 @@ class Courier:
         results: list[_Result] = []
         committed_s = self._monotonic()
         sent = busy = 0
-        failure: DeliveryError | None = None
+        failure: DicomguardError | None = None
         for item in batch:
             if self._stop.is_set():
                 break
             sent += 1
             try:
                 result = self._send_one(association, item)
-            except LinkError as error:
+            except (LinkError, HostError) as error:
                 failure = error
-                results.append(self._broken(item, error.message))
+                results.append(self._put_off(item, error.message))
                 break
             except AlteredError as error:
                 results.append(self._altered(item, error.message))
-                break  # the association had to be aborted
+                break  # the association may have been aborted
             results.append(result)
             busy = busy + 1 if is_busy(result.delivery.status or 0) else 0
             if busy >= _BUSY_IN_A_ROW:
@@ -315,8 +315,8 @@ class Courier:
                 progress = self._later(replace(progress, strikes=strikes))
         return self._result(item, progress, state, outcome.status, in_words(outcome.status))
 
-    def _broken(self, item: Outgoing, error: str) -> _Result:
-        """The connection broke around this instance: what the peer did with it is unknown, so it is sent again."""
+    def _put_off(self, item: Outgoing, error: str) -> _Result:
+        """The connection broke around this instance, or the machine could not read it: it is sent again, later."""
         before = self._progress[_key(item)]
         progress = self._later(replace(before, attempt=before.attempt + 1, strikes=0))
         return self._result(item, progress, DeliveryState.RETRY, error=error)
@@ -385,7 +385,7 @@ class Courier:
         )
         self._tell_failing(untold, error, pause_s, study, count)
 
-    def _stay_away(self, batch: Sequence[Outgoing], error: DeliveryError) -> None:
+    def _stay_away(self, batch: Sequence[Outgoing], error: DicomguardError) -> None:
         """Leave the destination alone for a while. The queue is kept; what waits is told why, once for each reason."""
         self._failures += 1
         pause_s = self._pause_s(self._failures)
@@ -394,7 +394,7 @@ class Courier:
         self._tell_failing(batch, error, pause_s, "", self._failures)
 
     def _tell_failing(
-        self, batch: Sequence[Outgoing], error: DeliveryError, pause_s: float, study: str, failures: int
+        self, batch: Sequence[Outgoing], error: DicomguardError, pause_s: float, study: str, failures: int
     ) -> None:
         """Record it, for the instances too, once for each reason. `study`: "" where the whole destination fails."""
         news = [item for item in batch if self._progress[_key(item)].note != error.message]
@@ -482,13 +482,13 @@ def _within_contexts(items: Sequence[Outgoing], misses: int) -> list[Outgoing]:
 
 
 def _sha256(instance: Instance) -> str:
-    """The digest of the data set as it lies in the spool now; "" where it cannot be read."""
+    """The digest of the data set as it lies in the spool now. Raises AlteredError (no such file) and HostError."""
     digest = hashlib.sha256()
     try:
         with os.fdopen(os.open(instance.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
             file.seek(instance.data_offset)
             while chunk := file.read(_READ_BYTES):
                 digest.update(chunk)
-    except OSError:
-        return ""
+    except OSError as error:
+        raise unreadable(instance.name, error) from error
     return digest.hexdigest()

@@ -6,7 +6,7 @@ nothing; the data set goes from the file to the wire byte for byte, and its dige
 """
 
 from dicomguard.scu.association import Association, Outcome, Timeouts, echo
-from dicomguard.scu.errors import AbortedError, AlteredError, LinkError, RejectedError, SilenceError
+from dicomguard.scu.errors import AbortedError, AlteredError, LinkError, RejectedError, SilenceError, unreadable
 
 __all__ = [
     "AbortedError",
@@ -18,4 +18,5 @@ __all__ = [
     "SilenceError",
     "Timeouts",
     "echo",
+    "unreadable",
 ]

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from dicomguard.errors import HostError
 from dicomguard.scu import pdu
-from dicomguard.scu.errors import AbortedError, AlteredError, LinkError, RejectedError, SilenceError
+from dicomguard.scu.errors import AbortedError, AlteredError, LinkError, RejectedError, SilenceError, unreadable
 from dicomguard.scu.pdu import Syntaxes
 
 MAX_CONTEXTS: Final = 128  # context ids are odd and fit a byte (PS3.8 section 9.3.2.2)
@@ -124,8 +125,9 @@ class Association:
         With `sha256` they are checked while they go: the last fragment is held back until the digest is known.
 
         Raises:
-            AlteredError: the digest is another one, or the file cannot be read; the association is aborted, and the
+            AlteredError: the digest is another one, or there is no such file; the association is aborted, and the
                 peer never saw a whole instance.
+            HostError: the machine cannot read the file just now; else the same.
             LinkError: as its subclasses say. The association is closed, and the instance's fate at the peer unknown.
             KeyError: the peer did not accept a context for `syntaxes`.
 
@@ -137,7 +139,7 @@ class Association:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             self.abort()
-            raise AlteredError(f"{path.name} cannot be read: {error.strerror}.") from error
+            raise unreadable(path.name, error) from error
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             size_bytes = os.fstat(file.fileno()).st_size - data_offset
             read = _read(descriptor, data_offset, size_bytes, self._fragment_bytes, path.name)
@@ -145,7 +147,7 @@ class Association:
             try:
                 self._send_all(pdu.data_pdus(context_id, pdu.COMMAND, _whole(command, self._fragment_bytes)))
                 self._send_all(pdu.data_pdus(context_id, 0, fragments))
-            except AlteredError:
+            except (AlteredError, HostError):
                 self.abort()
                 raise
         return self._response(pdu.C_STORE_RSP, message_id)
@@ -323,7 +325,7 @@ def _read(
         try:
             data = os.pread(descriptor, max(min(fragment_bytes, size_bytes - position), 0), offset + position)
         except OSError as error:
-            raise AlteredError(f"{name} cannot be read: {error.strerror}.") from error
+            raise unreadable(name, error) from error
         position += len(data)
         # A file that shrank ends early, and its digest will tell.
         is_last = position >= size_bytes or not data

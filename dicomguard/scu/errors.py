@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dicomguard.errors import DeliveryError, SpoolError
+from dicomguard.errors import DeliveryError, HostError, SpoolError, is_of_the_host
 
 
 class LinkError(DeliveryError):
@@ -34,3 +34,10 @@ class RejectedError(DeliveryError):
 
 class AlteredError(SpoolError):
     """The data set is not, or no longer, the one whose digest was expected. Not sent, or cut off before its end."""
+
+
+def unreadable(name: str, error: OSError) -> AlteredError | HostError:
+    """What it means that a file to be sent cannot be read: the machine's trouble passes, a missing file's does not."""
+    if is_of_the_host(error):
+        return HostError(f"{name} cannot be read just now: {error.strerror}.")
+    return AlteredError(f"{name} cannot be read: {error.strerror}.")

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import struct
 import threading
+from types import SimpleNamespace
 
 import loopback as peers
 import pytest
@@ -414,6 +417,32 @@ def test_a_file_that_changed_in_the_spool_is_never_sent(node, make_scp, finish):
     assert node.dead() == ["1.1"]
     (event,) = node.ledger.events("altered_in_spool")
     assert event.subject_uid == "1.1"
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EIO])
+@pytest.mark.parametrize(
+    ("module", "call"), [("deliver.courier", "open"), ("scu.association", "open"), ("scu.association", "pread")]
+)
+def test_a_file_that_the_machine_cannot_read_is_sent_later(node, make_scp, finish, monkeypatch, code, module, call):
+    scp = make_scp([IMAGE])
+    courier = node.courier(scp.port)
+    node.forward("1.1", "1.2")
+
+    def trouble(*_args, **_kwargs):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        # In this module alone: the queue is read with the same calls.
+        patch.setattr(f"dicomguard.{module}.os", SimpleNamespace(**{**vars(os), call: trouble}))
+        finish(courier)
+    assert scp.received == []
+    assert sorted(node.waiting()) == ["1.1", "1.2"]
+    assert DEAD not in node.states().values()
+    assert node.ledger.events("altered_in_spool") == []
+    assert os.strerror(code) in node.ledger.events("destination_failing")[0].detail["error"]
+    node.clock.seconds += 900
+    finish(courier)
+    assert node.states() == {"1.1": DELIVERED, "1.2": DELIVERED}
 
 
 def test_a_file_that_changes_while_it_is_sent_is_cut_off(node, make_scp, finish, monkeypatch):

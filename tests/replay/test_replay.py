@@ -155,6 +155,20 @@ def test_a_json_manifest_is_carried_along(make_scp, tmp_path):
     assert (written[2]["is_stored"], written[2]["error"]) == (False, "not among the files sent")
 
 
+def test_files_of_one_uid_are_told_apart_by_their_paths(make_scp, tmp_path):
+    scp = make_scp([IMAGE])
+    scp.status = lambda uid: 0xA700 if len(scp.received) == 2 else 0
+    for name in ("clean", "attacked"):
+        write(tmp_path / name, "1.1")
+    manifest = tmp_path / "truth.jsonl"
+    manifest.write_text(
+        "".join(json.dumps({"path": n, "sop_instance_uid": "1.1"}) + "\n" for n in ("clean", "attacked"))
+    )
+    send([tmp_path / "clean", tmp_path / "attacked"], to(scp), calling=AeTitle("REPLAY"), manifest=manifest)
+    written = [json.loads(line) for line in (tmp_path / "truth.sent.jsonl").read_text().splitlines()]
+    assert [row["status"] for row in written] == ["0x0000", "0xA700"]
+
+
 def test_a_csv_manifest_is_carried_along(make_scp, tmp_path):
     scp = make_scp([IMAGE])
     write(tmp_path / "a", "1.1")
@@ -166,11 +180,15 @@ def test_a_csv_manifest_is_carried_along(make_scp, tmp_path):
     assert (row["label"], row["sop_instance_uid"], row["status"]) == ("normal", "1.1", "0x0000")
 
 
-@pytest.mark.parametrize("text", ["{", "[1]\n"], ids=["no JSON", "no object"])
-def test_an_unreadable_manifest_is_refused_before_anything_is_sent(make_scp, tmp_path, text):
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("truth.jsonl", "{"), ("truth.jsonl", "[1]\n"), ("truth.csv", "path,label\na," + "x" * 200_000)],
+    ids=["no JSON", "no object", "endless field"],
+)
+def test_an_unreadable_manifest_is_refused_before_anything_is_sent(make_scp, tmp_path, name, text):
     scp = make_scp([IMAGE])
     write(tmp_path / "a", "1.1")
-    manifest = tmp_path / "truth.jsonl"
+    manifest = tmp_path / name
     manifest.write_text(text)
     with pytest.raises(DicomguardError, match="manifest"):
         send([tmp_path / "a"], to(scp), calling=AeTitle("REPLAY"), manifest=manifest)
