@@ -28,7 +28,8 @@ INVALID_UID = 0xC105
 NO_DATA_SET = 0xC106
 INTERNAL_ERROR = 0xC1FF
 
-_SPACE_CHECK_BYTES = 64 * 2**20
+# All associations together overrun the reserve by less than this times their number.
+_SPACE_CHECK_BYTES = 2**20
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
