@@ -193,19 +193,30 @@ class Receiver:
             poll.poll()
             if self._stopping.is_set():
                 return
-            if self._census.is_busier_than_others():
-                time.sleep(_COURTESY_S)
             try:
-                connection, peer = self._listener.accept()
-            except BlockingIOError:
-                continue  # another acceptor took it
-            except OSError as error:
-                # Out of file descriptors or memory, or the peer has gone: the loop survives all of them.
-                _LOG.warning("A connection could not be accepted: %s.", error.strerror)
-                self._doorman.turn_away_next(self._listener)
+                self._accept_one()
+            except Exception:  # noqa: BLE001 - such as no memory: a process that accepts no more must not live on
+                _LOG.exception("A connection could not be served; the next one is.")
                 self._stopping.wait(_RETRY_S)
-                continue
+
+    def _accept_one(self) -> None:
+        if self._census.is_busier_than_others():
+            time.sleep(_COURTESY_S)
+        try:
+            connection, peer = self._listener.accept()
+        except BlockingIOError:
+            return  # another acceptor took it
+        except OSError as error:
+            # Out of file descriptors, or the peer has gone: the loop survives all of them.
+            _LOG.warning("A connection could not be accepted: %s.", error.strerror)
+            self._doorman.turn_away_next(self._listener)
+            self._stopping.wait(_RETRY_S)
+            return
+        try:
             self._serve(connection, str(peer[0]))
+        except BaseException:
+            connection.close()
+            raise
 
     def _serve(self, connection: socket.socket, address: str) -> None:
         conversation = Conversation(connection, address, self._house)

@@ -213,6 +213,45 @@ def test_a_drip_of_tiny_pdus_falls_below_the_minimum_rate(start):
     assert until(lambda: not node.parts)
 
 
+def test_a_slow_disk_of_ours_is_not_laid_at_the_peers_door(start, monkeypatch):
+    node = start(gap_s=0.3, min_rate_bytes_s=10_000.0)
+    fsync, write = os.fsync, os.write
+
+    def slowly(act):
+        def later(descriptor, *data):
+            if is_receiving.is_set():
+                time.sleep(0.25)
+            return act(descriptor, *data)
+
+        return later
+
+    is_receiving = threading.Event()
+    monkeypatch.setattr(os, "fsync", slowly(fsync))
+    monkeypatch.setattr(os, "write", slowly(write))
+    with Sender(node.port) as sender:
+        is_receiving.set()
+        for n in range(2):
+            assert sender.store(f"2.25.{n}", data_set(f"2.25.{n}", "2.25.9")).status == 0
+        is_receiving.clear()
+        sender.release()
+    assert node.stop()[-1]["kind"] == "released"
+
+
+def test_what_nobody_foresaw_at_one_connection_does_not_end_reception(start, monkeypatch):
+    node = start()
+    conversation = server_module.Conversation
+
+    def out_of_memory(*_):
+        monkeypatch.setattr(server_module, "Conversation", conversation)
+        raise MemoryError
+
+    monkeypatch.setattr(server_module, "Conversation", out_of_memory)
+    with pytest.raises((OSError, Aborted)), Sender(node.port):
+        pass
+    with Sender(node.port) as sender:
+        assert sender.echo() == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "amid", "detail"),
     [
