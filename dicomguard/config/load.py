@@ -42,7 +42,7 @@ def parse(text: str, *, source: str, folder: Path, environ: Mapping[str, str]) -
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is no valid YAML: {' '.join(str(error).split())}.") from error
+        raise ConfigError(f"{source}{_place(error)} is no valid YAML: {_problem(error)}.") from error
     except RecursionError as error:
         raise ConfigError(f"{source} is nested too deeply.", advice="No key needs more than five levels.") from error
     lines: dict[_Path, int] = {}
@@ -164,6 +164,16 @@ def _real_key(mapping: Mapping[str, Any], step: str) -> str:
     return next((key for key in mapping if key.lower() == step), step)
 
 
+def _place(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return "" if mark is None else f", line {mark.line + 1}"
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """What is wrong, without the line that it is wrong in: that may hold the ledger's password."""
+    return str(getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be parsed")
+
+
 def _path(detail: Any) -> _Path:
     return tuple(step for step in detail["loc"] if step != "[key]")
 
@@ -189,12 +199,12 @@ def _explain(detail: Any, lines: Mapping[_Path, int], source: str, overridden: M
         return f"{where}: '{dotted}' is a section; write keys below it: {', '.join(_fields(path))}."
     if detail["type"] in {"tuple_type", "dict_type"}:
         return f"{where}: {_wanted(path, detail['type'])}."
-    if detail["type"] == "string_type":
-        return f"{where}: {dotted}: text is meant here; put it in quotes (found: {detail['input']!r})."
-    message = str(detail["msg"]).removeprefix("Value error, ")
     # A ledger's URL holds a password, and this goes to the log.
     is_hidden = path == ("ledger",) or isinstance(detail["input"], dict | list | tuple | BaseModel)
     shown = "" if is_hidden else f" (found: {detail['input']!r})"
+    if detail["type"] == "string_type":
+        return f"{where}: {dotted}: text is meant here; put it in quotes{shown}."
+    message = str(detail["msg"]).removeprefix("Value error, ")
     return f"{where}: {dotted + ': ' if dotted else ''}{message}{shown}."
 
 

@@ -161,9 +161,14 @@ def test_a_mistake_is_named_with_its_line_and_what_to_write(text, words):
         assert word in str(caught.value)
 
 
-def test_the_password_in_a_ledger_url_is_not_repeated():
-    with pytest.raises(ConfigError) as caught:
-        read("data_dir: x\nledger: postgresql://u:secret@h:54x/d")
+@pytest.mark.parametrize(
+    "ledger",
+    ["postgresql://u:secret@h:54x/d", "[postgresql://u:secret@h/d]", "postgresql://u:secret@h:54/d: x", "'u:secret@h"],
+    ids=["port", "list", "no-yaml", "open-quote"],
+)
+def test_the_password_in_a_ledger_url_is_not_repeated(ledger):
+    with pytest.raises(ConfigError, match="line 2") as caught:
+        read(f"data_dir: x\nledger: {ledger}")
     assert "secret" not in str(caught.value)
 
 
