@@ -18,6 +18,7 @@ from dataclasses import dataclass
 _log = logging.getLogger(__name__)
 
 CONFIGURATION_EXIT = 2
+GRACE_S = 30.0
 _POLL_S = 0.2
 # How long a node counts as starting. Loading torch and a model takes 5 to 20 s.
 _STARTING_S = 60.0
@@ -36,7 +37,7 @@ class Part:
 
     name: str
     argv: Sequence[str]
-    grace_s: float = 30.0
+    grace_s: float = GRACE_S
     process: subprocess.Popen[bytes] | None = None
     started_s: float = 0.0
     next_start_s: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import logging
 import os
 import signal
@@ -30,7 +31,8 @@ def register(app: typer.Typer) -> None:
 
 def serve(config: ConfigOption) -> None:
     """Run the whole node: every part as a supervised child. SIGTERM drains and stops it."""
-    from dicomguard.supervise import Part, Supervisor
+    from dicomguard.receive.process import ENDS_WITHIN_S
+    from dicomguard.supervise import GRACE_S, Part, Supervisor
 
     settings = compose.read_config(config)
     compose.open_spool(settings)
@@ -39,7 +41,8 @@ def serve(config: ConfigOption) -> None:
     command = [sys.executable, "-m", "dicomguard"]
     path = str(config.resolve())
     names = ("receive", "screen", "deliver")
-    parts = [Part(name, [*command, name, "-c", path, "--supervised"]) for name in names]
+    grace = {"receive": ENDS_WITHIN_S}
+    parts = [Part(name, [*command, name, "-c", path, "--supervised"], grace.get(name, GRACE_S)) for name in names]
     raise typer.Exit(Supervisor(parts).run(_until_stopped(supervised=False)))
 
 
@@ -110,10 +113,15 @@ def _until_stopped(*, supervised: bool) -> threading.Event:
     """Set by SIGTERM and SIGINT; under a supervisor also when that one is gone."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        # Not in the handler: `set` takes a lock that the main thread may hold at the moment that it is interrupted in.
+        signal.signal(number, lambda *_: _set_elsewhere(stop))
     if supervised:
         threading.Thread(target=_watch_parent, args=(stop,), daemon=True).start()
     return stop
+
+
+def _set_elsewhere(stop: threading.Event) -> None:
+    _thread.start_new_thread(stop.set, ())
 
 
 def _watch_parent(stop: threading.Event) -> None:

@@ -35,7 +35,7 @@ _TURNED_AWAY_AT_ONCE = 256
 # What goes on being wrong is said again after so long.
 _REMIND_S = 60.0
 # Between the end of the grace period and the end of our patience.
-_KILL_S = 10.0
+KILL_S = 10.0
 
 _LOG = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class Acceptors:
         processes = [acceptor.process for acceptor in self._acceptors]
         for process in processes:
             _tell(process, {"stop": grace_s})
-        deadline = time.monotonic() + grace_s + _KILL_S
+        deadline = time.monotonic() + grace_s + KILL_S
         for process in processes:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from dicomguard.errors import ConfigError
-from dicomguard.receive.acceptors import Acceptors
+from dicomguard.receive.acceptors import KILL_S, Acceptors
 from dicomguard.receive.settings import ReceiveSettings
 from dicomguard.spool.store import Spool
 
+# How long associations may go on once the node is told to stop.
+GRACE_S: Final = 30.0
+ENDS_WITHIN_S: Final = GRACE_S + KILL_S + 5.0
 # Acceptors whose parent was killed end within milliseconds; then the port is free.
 _PORT_WAIT_S = 5.0
 # Parts of an acceptor that was killed: a live one is written to at least every `gap_s`.
@@ -28,18 +31,14 @@ def run(
     spool_root: Path,
     *,
     reserve_bytes: int,
-    grace_s: float = 30.0,
-    stop: threading.Event | None = None,
+    stop: threading.Event,
+    grace_s: float = GRACE_S,
     on_ready: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Receive until SIGTERM or SIGINT (main thread) or until `stop` is set; then drain for `grace_s` and return.
+    """Receive until `stop` is set; then drain for `grace_s`, and return.
 
     `on_ready` is told the port once connections are served. Raises ConfigError or SpoolError where it cannot start.
     """
-    stop = stop or threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
     spool = Spool(spool_root)
     spool.create()
     # The port before the parts: while an acceptor of a former run lives it holds the port, and its parts are not ours.

@@ -458,6 +458,19 @@ def test_the_receiver_pays_neither_for_torch_nor_for_the_database():
     assert done.stdout.strip() == "[]"
 
 
+def test_a_signal_that_comes_while_the_event_is_looked_at_stops_the_part():
+    import subprocess
+    import sys
+
+    program = (
+        "import os, signal; from dicomguard.cli.node import _until_stopped; stop = _until_stopped(supervised=False)\n"
+        "with stop._cond: os.kill(os.getpid(), signal.SIGTERM); print('in hand')\n"
+        "print(stop.wait(20))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["in", "hand", "True"]
+
+
 def flip(path, index):
     data = bytearray(path.read_bytes())
     data[index] ^= 1

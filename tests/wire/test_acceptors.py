@@ -18,7 +18,9 @@ from senders import Aborted, Rejected, Sender, data_set, new_uid, until
 
 SENDERS = Path(senders.__file__)
 PROGRAM = """
+import signal
 import sys
+import threading
 from ipaddress import ip_network
 from pathlib import Path
 from dicomguard.receive.process import run
@@ -27,7 +29,9 @@ from dicomguard.receive.settings import PermittedPeer, ReceiveSettings
 root, port, acceptors, cap = Path(sys.argv[1]), *map(int, sys.argv[2:])
 peers = (PermittedPeer("SCU", ip_network("127.0.0.0/8")),)
 settings = ReceiveSettings("GUARD", peers, port=port, acceptors=acceptors, max_associations=cap, journal_rotate_s=0.2)
-run(settings, root, reserve_bytes=0, grace_s=5.0, on_ready=lambda port: print(port, flush=True))
+stop = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stop.set())
+run(settings, root, reserve_bytes=0, stop=stop, grace_s=5.0, on_ready=lambda port: print(port, flush=True))
 """
 
 
