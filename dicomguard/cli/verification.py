@@ -7,7 +7,6 @@ then, before it is said.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,6 @@ from dicomguard.spool.store import EVIDENCE, Spool
 
 Finding = dict[str, Any]
 
-_CHUNK_BYTES: Final = 2**20
 # In the order in which an instance passes through them, so that none slips by from one to the next.
 _PLACES: Final = ("claimed", "failed", "quarantine", "rejected", "outbound", "undeliverable", "store")
 _OF_DECISIONS: Final = frozenset({"quarantine", "rejected", "outbound", "undeliverable", "store"})
@@ -84,7 +82,7 @@ class _Present:
         try:
             status = path.stat()
             identity = (status.st_dev, status.st_ino)
-            if identity not in whole and _digest(path, instance.data_offset) != receipt.sha256:
+            if identity not in whole and envelope.data_sha256(instance) != receipt.sha256:
                 return {**where, "message": f"The data set of {uid} in {place}/ is not the one that was received."}
         except OSError as error:
             return {**where, "message": f"{uid} in {place}/ cannot be read: {error.strerror}."}
@@ -125,15 +123,6 @@ class _Present:
             except NotFoundError:
                 self._decisions[decision_id] = None
         return self._decisions[decision_id]
-
-
-def _digest(path: Path, offset: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        file.seek(offset)
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _bundles(config: Config) -> Iterator[Finding]:

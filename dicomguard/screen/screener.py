@@ -116,6 +116,7 @@ class Screener:
                     self._no_claims_before_s = self._monotonic() + PAUSES_S[0]
                     self._alarms.blame_host(error)
                     continue
+                self._settling.forget(due.study_key)
                 if claim is not None:
                     batch.append(Turn(claim, due.is_endless))
                     if due.is_late:
@@ -337,13 +338,16 @@ class Screener:
         self, instances: tuple[Instance, ...], conflicts: list[Instance], *, is_overdue: bool
     ) -> list[Examined]:
         plain = [instance for instance in instances if instance not in conflicts]
+        examined: list[Examined] = []
         if is_overdue and self._rules.policy.overdue == "forward":
-            # The site chose that a late study does not wait for its scores: nobody looked, and the record says so.
-            examined = [Examined(i, Fault(Reason.OVERDUE, "not screened: study.deadline_s had passed")) for i in plain]
-        else:
-            left = [instance for instance in plain if instance.path not in self._ahead]
-            fresh = {one.instance.path: one for one in self._examiner.examine(left)} if left else {}
-            examined = [self._ahead.get(instance.path) or fresh[instance.path] for instance in plain]
+            # The site chose that a late study does not wait for its scores: nobody looked, and the record says so. What
+            # its sender was told is refused is held all the same.
+            late = Fault(Reason.OVERDUE, "not screened: study.deadline_s had passed")
+            examined = [Examined(instance, late) for instance in plain if not instance.receipt.fault]
+            plain = [instance for instance in plain if instance.receipt.fault]
+        left = [instance for instance in plain if instance.path not in self._ahead]
+        fresh = {one.instance.path: one for one in self._examiner.examine(left)} if left else {}
+        examined += [self._ahead.get(instance.path) or fresh[instance.path] for instance in plain]
         conflict = Fault(Reason.UID_CONFLICT, "another data set with this SOP Instance UID was received before")
         return examined + [Examined(i, conflict) for i in instances if i in conflicts]
 

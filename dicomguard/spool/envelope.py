@@ -8,6 +8,7 @@ neither can be lost or mixed up without the other. The reader trusts nothing tha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -21,6 +22,7 @@ RECEIPT_CREATOR_UID = "2.25.98214303519872563403928712209412083841"
 _SLOT_BYTES = 4096
 _PREAMBLE = bytes(128) + b"DICM"
 _HEADER_MAX_BYTES = 8192
+_READ_BYTES = 2**20
 
 
 def _short(element: int, vr: bytes, value: bytes) -> bytes:
@@ -80,6 +82,16 @@ def read(path: Path) -> Instance:
             f"{path.name} in the spool holds {size - offset} bytes of data set, its receipt says {receipt.size_bytes}."
         )
     return Instance(path, offset, receipt)
+
+
+def data_sha256(instance: Instance) -> str:
+    """The digest of the data set as it lies in the spool now. Never follows a link. Raises OSError."""
+    digest = hashlib.sha256()
+    with os.fdopen(os.open(instance.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        file.seek(instance.data_offset)
+        while chunk := file.read(_READ_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _parse(head: bytes, name: str) -> tuple[int, Receipt]:

@@ -258,12 +258,17 @@ class Spool:
         fsync_folder(target.parent)
 
     def drop_copy(self, claim: Claim, instance: Instance, decision_id: str) -> bool:
-        """Remove a repeated transfer when the first copy, of the same bytes, is still here. False: it is not.
+        """Remove a repeated transfer when the first copy is still here, and whole. False: it is not.
 
-        Where the transfer was refused, a copy that a person released is none: its repetition waits for a person again.
+        A copy that was damaged meanwhile is none: the repetition is what mends it. Where the transfer was refused, a
+        copy that a person released is none: its repetition waits for a person again. Raises OSError and EnvelopeError
+        where the machine has no descriptor or memory left to look at the first copy.
         """
         places = ("quarantine", "rejected") if instance.receipt.fault else ("store", "quarantine", "rejected")
-        first = any((self.root / place / decision_id / instance.name).is_file() for place in places)
+        folders = [self.root / place / decision_id for place in places]
+        # Decided, but not moved yet.
+        folders += [other for other in (self.root / "claimed").glob(f"{claim.study_key}.*") if other != claim.folder]
+        first = any(_is_whole(folder / instance.name, instance.receipt.sha256) for folder in folders)
         if first:
             (claim.folder / instance.name).unlink(missing_ok=True)
         return first
@@ -285,6 +290,11 @@ class Spool:
         """The instances of one quarantined decision; empty when it is not (or no longer) in quarantine."""
         return _files_of(self.root / "quarantine" / decision_id).instances
 
+    def left_in_quarantine(self, decision_id: str) -> int:
+        """How many files a quarantined decision has there: its instances, and what cannot be read as one."""
+        folder = self.root / "quarantine" / decision_id
+        return sum(entry.name != EVIDENCE for entry in folder.iterdir()) if folder.is_dir() else 0
+
     def evidence(self, decision_id: str) -> Path | None:
         """The folder with the evidence of a decision that is or was held; None when there is none."""
         for place in ("quarantine", "store", "rejected"):
@@ -294,7 +304,10 @@ class Spool:
         return None
 
     def release(self, decision_id: str, destinations: Sequence[str]) -> int:
-        """From quarantine to the destinations and the store. Returns how many instances moved now."""
+        """From quarantine to the destinations and the store. Returns how many instances moved now.
+
+        A file without a readable receipt stays: see `left_in_quarantine`.
+        """
         folder = self.root / "quarantine" / decision_id
         names = [instance.name for instance in self.quarantined(decision_id)]
         self._send_out(folder, decision_id, names, destinations)
@@ -309,9 +322,9 @@ class Spool:
         """
         source, target = self.root / "quarantine" / decision_id, self.root / "rejected" / decision_id
         found = _files_of(source)
-        instances = found.instances
-        if not instances:
+        if not any(found):
             return 0
+        instances = found.instances
         target.mkdir(mode=0o700, exist_ok=True)
         # The instances last: as long as one is left, whoever finishes the ruling comes back for the rest.
         _move_evidence(source, target)
@@ -447,13 +460,20 @@ class Spool:
 
 
 class Settling:
-    """Watches `incoming/` with a monotonic clock and names the studies whose turn it is."""
+    """Watches `incoming/` with a monotonic clock and names the studies whose turn it is.
+
+    Whether a study fell quiet is told by a second clock, of the time that somebody looked: while the screener is busy
+    for longer, or the ledger away, it stands still, so that nobody takes what came unseen for a study without end.
+    """
 
     def __init__(self, spool: Spool, *, quiet_s: float, deadline_s: float) -> None:
         self._spool = spool
         self._quiet_s = quiet_s
         self._deadline_s = deadline_s
         self._seen: dict[StudyKey, Quiet] = {}
+        self._first_s: dict[StudyKey, float] = {}
+        self._looked_s: float | None = None
+        self._watched_s = 0.0
 
     def due(self, now_s: float) -> list[Due]:
         """Studies with nothing new for `quiet_s`, and those that never get there within `deadline_s`.
@@ -461,15 +481,26 @@ class Settling:
         Longest waiting first. The timers start over with the process: time that the node was down does not count.
         """
         arrivals = self._spool.arrivals()
-        self._seen = {key: observe(self._seen.get(key), names, now_s) for key, names in arrivals.items()}
+        # Twice, so that what has not changed over a longer interval counts as quiet however the sums are rounded.
+        self._watched_s += min(now_s - (now_s if self._looked_s is None else self._looked_s), 2 * self._quiet_s)
+        self._looked_s = now_s
+        self._first_s = {key: self._first_s.get(key, now_s) for key in arrivals}
+        self._seen = {key: observe(self._seen.get(key), names, self._watched_s) for key, names in arrivals.items()}
         found = []
         for key, quiet in self._seen.items():
-            is_late = is_overdue(quiet, now_s, self._deadline_s)
-            has_settled = is_settled(quiet, now_s, self._quiet_s)
-            if has_settled or is_late:
+            has_settled = is_settled(quiet, self._watched_s, self._quiet_s)
+            is_restless = is_overdue(quiet, self._watched_s, self._deadline_s)
+            if has_settled or is_restless:
                 in_time = quiet.since_s + self._quiet_s <= quiet.first_s + self._deadline_s
-                found.append((quiet.first_s, Due(key, is_late=is_late, is_endless=is_late and not in_time)))
+                is_late = now_s - self._first_s[key] > self._deadline_s
+                due = Due(key, is_late=is_late, is_endless=is_restless and not in_time)
+                found.append((self._first_s[key], due))
         return [due for _, due in sorted(found, key=lambda pair: pair[0])]
+
+    def forget(self, key: StudyKey) -> None:
+        """What was there is claimed: what comes from now on is timed by itself."""
+        self._seen.pop(key, None)
+        self._first_s.pop(key, None)
 
 
 def find_failed(spool: Spool, claim_id: str) -> Claim:
@@ -513,6 +544,21 @@ def _purge(folder: Path, count: int) -> int:
     return count
 
 
+def _is_whole(path: Path, sha256: str) -> bool:
+    try:
+        instance = envelope.read(path)
+        return instance.receipt.sha256 == sha256 == envelope.data_sha256(instance)
+    except (EnvelopeError, OSError) as error:
+        if _is_shortage(error):
+            raise
+        return False  # also where the disk fails: a copy too many does no harm
+
+
+def _is_shortage(error: Exception) -> bool:
+    cause = error.__cause__ if isinstance(error, EnvelopeError) else error
+    return isinstance(cause, OSError) and cause.errno in SHORTAGES
+
+
 class _Files(NamedTuple):
     """What lies in a folder: instances in order of receipt, files that are none, and what a disk fails to give us."""
 
@@ -532,7 +578,7 @@ def _files_of(folder: Path) -> _Files:
         try:
             found.instances.append(envelope.read(path))
         except EnvelopeError as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno in SHORTAGES:
+            if _is_shortage(error):
                 raise  # that is not what makes a file a stranger
             if is_of_the_host(error):
                 found.unreadable.append(path)
