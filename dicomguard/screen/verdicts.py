@@ -71,10 +71,9 @@ def decide_claim(
     decisions: list[Decision] = []
     for group in (plain, refused, conflicting):
         if group:
-            late = Standing(
-                standing.next_version + len(decisions), standing.held_for if group is plain else frozenset()
-            )
-            decisions.append(_decide(claim_id, group, late, rules, is_overdue=is_overdue, now=now))
+            is_plain = group is plain
+            own = Standing(standing.next_version + len(decisions), standing.held_for if is_plain else frozenset())
+            decisions.append(_decide(claim_id, group, own, rules, is_overdue=is_overdue and is_plain, now=now))
     return decisions
 
 
@@ -92,7 +91,7 @@ def _decide(
     is_held = bool(standing.held_for if mode == "enforce" else standing.held_for & ALWAYS_HELD)
     disposition, verdict, reasons = decide_study(instances, is_held=is_held)
     if is_overdue:
-        reasons = (*reasons, Reason.OVERDUE)
+        reasons = (*(reason for reason in reasons if reason is not Reason.OVERDUE), Reason.OVERDUE)
         if rules.policy.overdue == "quarantine" and mode == "enforce":
             disposition = Disposition.QUARANTINE
     first = examined[0].instance.receipt
