@@ -254,7 +254,7 @@ class Quarantine:
         return {event.detail["decision_id"] for event in self._ledger.events(EventKind.REJECTED_PURGED)}
 
     def _describe(self, decision: Decision, review: Review | None, *, is_purged: bool) -> Held:
-        files = len(self._spool.quarantined(decision.decision_id))
+        files = self._spool.left_in_quarantine(decision.decision_id)
         return Held(decision, review, files, self._spool.evidence(decision.decision_id), is_purged)
 
 

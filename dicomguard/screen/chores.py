@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dicomguard.association import AssociationEvent
-from dicomguard.errors import LedgerError
+from dicomguard.errors import LedgerError, SpoolError
 from dicomguard.ledger import EventKind, Ledger, Review
 from dicomguard.screen.alarms import Alarms
 from dicomguard.screen.watch import Watch
@@ -82,11 +82,13 @@ class Chores:
                 )
 
     def _finish_review(self, review: Review) -> None:
-        if not self._spool.quarantined(review.decision_id):
+        if not self._spool.left_in_quarantine(review.decision_id):
             return
         if review.action == "release":
             queued = {d.destination for d in self._ledger.deliveries(decision_id=review.decision_id)}
             self._spool.release(review.decision_id, sorted(queued))
+            if left := self._spool.left_in_quarantine(review.decision_id):
+                raise SpoolError(f"{left} file(s) of decision {review.decision_id} have no readable receipt and stay.")
         else:
             self._spool.reject(review.decision_id)
 
