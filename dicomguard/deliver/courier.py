@@ -5,10 +5,8 @@ Knows one destination only, so that a slow or dead one holds up nobody else. The
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +21,7 @@ from dicomguard.errors import DeliveryError, DicomguardError, HostError
 from dicomguard.ledger import Delivery, DeliveryState, EventKind, Ledger
 from dicomguard.scu import AlteredError, Association, LinkError, RejectedError, unreadable
 from dicomguard.scu.association import MAX_CONTEXTS
+from dicomguard.spool import envelope
 from dicomguard.spool.store import Outgoing, Spool
 from dicomguard.study import Instance, utc_now
 
@@ -33,13 +32,12 @@ _RESULTS_PER_COMMIT: Final = 16
 _RESULTS_WITHIN_S: Final = 0.5
 # So many "out of resources" in a row concern the destination, not the instance.
 _BUSY_IN_A_ROW: Final = 3
-_READ_BYTES: Final = 1 << 20
 # A study that got no association so often goes one presentation context at a time: one of them may be at fault.
 _ONE_BY_ONE: Final = 3
 # Looking for files that cannot be sent reads the head of everything that waits: now and then is enough.
 _LOOK_FOR_DAMAGE_S: Final = 300.0
 
-_Key = tuple[str, str]
+_Key = tuple[str, str, str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,7 +457,16 @@ class Courier:
 
 
 def _key(item: Outgoing) -> _Key:
-    return item.decision_id, item.instance.name
+    """With all that a permit is about: a file that was exchanged for another one has to be permitted anew."""
+    receipt = item.instance.receipt
+    return (
+        item.decision_id,
+        item.instance.name,
+        receipt.sha256,
+        receipt.sop_instance_uid,
+        receipt.sop_class_uid,
+        receipt.transfer_syntax_uid,
+    )
 
 
 def _syntaxes(instance: Instance) -> tuple[str, str]:
@@ -483,12 +490,7 @@ def _within_contexts(items: Sequence[Outgoing], misses: int) -> list[Outgoing]:
 
 def _sha256(instance: Instance) -> str:
     """The digest of the data set as it lies in the spool now. Raises AlteredError (no such file) and HostError."""
-    digest = hashlib.sha256()
     try:
-        with os.fdopen(os.open(instance.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-            file.seek(instance.data_offset)
-            while chunk := file.read(_READ_BYTES):
-                digest.update(chunk)
+        return envelope.data_sha256(instance)
     except OSError as error:
         raise unreadable(instance.name, error) from error
-    return digest.hexdigest()

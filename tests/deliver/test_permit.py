@@ -69,6 +69,24 @@ def test_another_data_set_in_a_decisions_folder_is_never_sent(node, make_scp, fi
     assert node.dead() == ["6.6"]
 
 
+def test_a_file_that_is_exchanged_while_the_destination_is_busy_is_never_sent(node, make_scp, finish):
+    scp = make_scp([IMAGE])
+    node.forward("1.2", decision="d1")
+    (item,) = node.spool.outgoing("ai")
+    courier = node.courier(scp.port)
+    scp.status = 0xA700
+    finish(courier)
+    assert node.states() == {"1.2": DeliveryState.RETRY}  # looked at, permitted, and not taken
+    item.instance.path.unlink()
+    slip_in(node, node.hold("6.6"), "d1", item.instance.name)
+    scp.status = 0
+    node.clock.seconds += 900
+    finish(courier)
+    assert [uid for uid, _, _ in scp.received] == ["1.2"]
+    assert node.dead() == ["6.6"]
+    assert len(node.ledger.events("unknown_outbound")) == 1
+
+
 def test_a_beginning_of_a_decision_id_is_no_decision(node, make_scp, finish):
     scp = make_scp([IMAGE])
     node.forward("1.1", decision="d1-long")
