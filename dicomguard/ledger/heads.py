@@ -66,9 +66,16 @@ class Heads:
             return {}
 
     def advance(self, writer: str, first_seq: int, seq: int, mac: str) -> None:
-        """Move `writer`'s head forward, never back. `first_seq` counts only where the writer is new to the file."""
+        """Move `writer`'s head forward, never back. `first_seq` counts only where the writer is new to the file.
+
+        Raises OSError where the file cannot be read or written just now: the other writers' heads stay in it.
+        """
         with self._locked():
-            heads = self.trusted()
+            try:
+                heads = self.read()
+            except HeadsError as error:
+                _log.error("The ledger's heads file %s is started over: %s.", self.path, error)
+                heads = {}
             before = heads.get(writer)
             if before is not None and before.seq >= seq:
                 return

@@ -103,7 +103,9 @@ class Event:
         return {**asdict(self), "at": self.at.isoformat(), "alarm": self.is_alarm}
 
 
-ProblemKind = Literal["edited", "missing", "unlinked", "duplicate", "truncated", "heads", "orphan", "schema", "corrupt"]
+ProblemKind = Literal[
+    "edited", "missing", "unlinked", "duplicate", "reordered", "truncated", "heads", "orphan", "schema", "corrupt"
+]
 
 
 @dataclass(frozen=True, slots=True)

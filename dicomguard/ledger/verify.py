@@ -57,6 +57,7 @@ def _check_chain(
     connection: Connection, key: ChainKey, writer: str, head: Head | None, *, follow: bool
 ) -> Iterator[Problem]:
     seq, mac, at_head = 0, GENESIS, ""
+    last_row: dict[str, int] = {}
     for link in heapq.merge(*(_links(connection, key, writer, table) for table in tables.CHAINED)):
         where = f"{link.table} row {link.row} (writer {writer}, seq {link.seq})"
         place: dict[str, Any] = {"table": link.table, "row": link.row, "writer": writer, "seq": link.seq}
@@ -67,6 +68,10 @@ def _check_chain(
             yield Problem("missing", f"Before {where}, the rows with seq {gap} are missing.", **place)
         elif link.prev_mac != mac:
             yield Problem("unlinked", f"{where} does not continue the row before it, which was replaced.", **place)
+        # The chain does not cover the id, by which the last state of a delivery or a study is found.
+        if link.row <= last_row.get(link.table, 0):
+            yield Problem("reordered", f"{where} was written after rows that now stand behind it.", **place)
+        last_row[link.table] = max(link.row, last_row.get(link.table, 0))
         if link.mac != link.expected_mac:
             yield Problem("edited", f"{where} is not as it was written.", **place)
         # Going on from what stands there: one altered row is one problem, not a problem of all that follow.

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -127,6 +129,11 @@ def test_swapped_rows_are_found(full, tamper):
     assert {kind for kind, _, _ in found(full)} >= {"edited", "unlinked"}
 
 
+def test_a_row_that_is_put_behind_later_ones_is_found(full, tamper):
+    tamper("UPDATE events SET id = 100 WHERE seq = 4")
+    assert found(full) == [("reordered", "events", 7)]
+
+
 @pytest.mark.parametrize("cut", [1, 2, 7])
 def test_a_cut_off_end_is_found(full, tamper, cut):
     last = 7 - cut
@@ -168,6 +175,22 @@ def test_a_lost_or_forged_heads_file_is_found_for_good(full, heads):
     full.record_event("later", "", {})
     (problem,) = full.verify()
     assert "started over at seq 8" in str(problem)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO])
+def test_a_heads_file_that_cannot_be_read_just_now_is_not_started_over(full, heads, monkeypatch, code):
+    before = heads.read_bytes()
+
+    def trouble(*_):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(heads), "read_bytes", trouble)
+        full.record_event("later", "", {})
+    assert heads.read_bytes() == before
+    assert full.verify() == []
+    full.record_event("later", "", {})
+    assert full.verify() == []
 
 
 def test_a_head_that_is_behind_is_no_break(full, heads):
