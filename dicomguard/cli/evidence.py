@@ -12,8 +12,8 @@ import typer
 
 from dicomguard.cli import compose
 from dicomguard.cli.compose import ConfigOption, JsonOption
-from dicomguard.cli.output import console, print_json
-from dicomguard.cli.reproduce import named, plain, removals
+from dicomguard.cli.output import console, plain, print_json
+from dicomguard.cli.reproduce import named, removals
 from dicomguard.errors import LedgerError
 
 if TYPE_CHECKING:  # imported by the command that needs it

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from dicomguard.plain_json import finite
+
 # A pipe or a log has no width of its own: then tables get what they need rather than 80 columns.
 _WIDE = 150
 console = Console(width=None if sys.stdout.isatty() else _WIDE)
@@ -29,9 +31,12 @@ _WHOLE = frozenset({"v", "verdict", "disposition", "state", "decision", "status"
 
 
 def print_json(rows: Iterable[Mapping[str, Any]]) -> None:
-    """One object a line, flushed, so that a reader at the other end of a pipe sees each as it comes."""
+    """One object a line, flushed, so that a reader at the other end of a pipe sees each as it comes.
+
+    Where a number is none stands "nan" or "inf" in words.
+    """
     for row in rows:
-        sys.stdout.write(json.dumps(row, separators=(",", ":"), default=str) + "\n")
+        sys.stdout.write(json.dumps(finite(row), separators=(",", ":"), default=str, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
@@ -53,8 +58,13 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 def _cell(value: object) -> Any:
     from rich.text import Text
 
-    text = "" if value is None else str(value)
+    text = "" if value is None else plain(str(value))
     return Text(text, style=_COLOURS.get(text, ""))
+
+
+def plain(text: str) -> str:
+    """The text with whatever a terminal would obey as an escape: peers and handed-over files may hold any words."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def shorten(uid: str, keep: int = 28) -> str:

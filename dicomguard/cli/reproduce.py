@@ -14,7 +14,7 @@ import typer
 
 from dicomguard.cli import compose
 from dicomguard.cli.compose import JsonOption
-from dicomguard.cli.output import Bars, console, print_json
+from dicomguard.cli.output import Bars, console, plain, print_json
 from dicomguard.errors import BundleError, ConfigError, NotFoundError
 
 if TYPE_CHECKING:  # torch and SQLAlchemy, imported by the commands that need them
@@ -119,11 +119,6 @@ def _show(result: Reproduction) -> None:
     console.print(f" ({extent}{distance})", markup=False)
     for line in (*result.problems, *map(str, result.differences), *result.notes):
         console.print(f"  {plain(line)}", markup=False, soft_wrap=True)
-
-
-def plain(text: str) -> str:
-    """The text with whatever a terminal would obey as an escape: a file that was handed over may hold any words."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _from_node(

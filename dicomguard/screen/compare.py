@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeGuard
 
+from dicomguard.plain_json import finite
+
 # What a score cost, not what it says: another processor may stop early one look sooner.
 _COSTS: Final = frozenset({"passes"})
 # Counted over many draws of noise, of which another processor may see a few differently: a measurement.
@@ -57,7 +59,7 @@ class Difference:
     def to_json(self) -> dict[str, Any]:
         """A plain mapping; numbers that JSON does not know become texts."""
         values = {"recorded": self.recorded, "recomputed": self.recomputed, "by": self.by}
-        return {"what": self.what, **{name: _harmless(value) for name, value in values.items()}}
+        return {"what": self.what, **finite(values)}
 
 
 def provenance(scores: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -151,7 +153,3 @@ def _as_set(values: Sequence[Any]) -> set[str]:
 
 def _presence(scores: object) -> str:
     return "no scores" if scores is None else "scores"
-
-
-def _harmless(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

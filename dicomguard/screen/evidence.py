@@ -18,6 +18,7 @@ mpl.use("agg")  # no display on a server; before pyplot is ever touched
 from matplotlib.figure import Figure  # after the backend is chosen
 
 from dicomguard.decision import Decision, Fault, Policy, Score, Verdict  # as above
+from dicomguard.plain_json import finite  # as above
 from dicomguard.scoring.scorer import Scorer  # as above
 from dicomguard.screen.examine import Examined, Examiner  # as above
 from dicomguard.screen.verdicts import worst_frame  # as above
@@ -36,7 +37,7 @@ def collect(
         " 'dicomguard evidence export' gives out those of this decision, never the key",
         "receipts": [item.instance.receipt.to_json() for item in examined],
     }
-    yield "evidence.json", json.dumps(summary, indent=1, allow_nan=True).encode()
+    yield "evidence.json", json.dumps(finite(summary), indent=1, allow_nan=False).encode()
     for item, scorer, worst in _worst_first(decision, examined, policy)[:_MAX_PICTURES]:
         thresholds = scorer.thresholds
         stem = item.instance.path.stem

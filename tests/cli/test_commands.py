@@ -458,6 +458,17 @@ def test_the_receiver_pays_neither_for_torch_nor_for_the_database():
     assert done.stdout.strip() == "[]"
 
 
+def test_neither_tables_nor_json_hand_on_what_a_terminal_or_a_reader_chokes_on(capsys):
+    from dicomguard.cli.output import print_json, print_table
+
+    print_table("Associations", ["calling"], [["EVIL\x1b[2J\x1b]0;x\x07"]])
+    print_json([{"statistic": float("nan"), "drops": [float("inf"), 1.5]}])
+    table, line = capsys.readouterr().out.rsplit("\n", 2)[:2]
+    assert "\x1b[2J" not in table
+    assert "EVIL\\x1b[2J\\x1b]0;x\\x07" in table
+    assert json.loads(line, parse_constant=pytest.fail) == {"statistic": "nan", "drops": ["inf", 1.5]}
+
+
 def test_a_signal_that_comes_while_the_event_is_looked_at_stops_the_part():
     import subprocess
     import sys

@@ -204,6 +204,51 @@ def kept(site):
     return sorted(place for place, _ in everything(site.spool))
 
 
+@pytest.mark.parametrize("code", [CLEAN, SUSPECT], ids=["forwarded", "held"])
+@pytest.mark.parametrize("damage", ["bytes", "receipt", "link"])
+def test_what_comes_again_replaces_a_copy_that_was_damaged(site, code, damage):
+    whole = site.send(code).path.read_bytes()
+    screener = site.screen()
+    place = "store" if code == CLEAN else "quarantine"
+    (path,) = (site.spool.root / place).glob("*/*.dcm")
+    if damage == "link":
+        path.unlink()
+        path.symlink_to(site.folder / "nowhere")
+    else:  # in place: what waits in a queue is another name of the same file
+        with path.open("r+b") as file:
+            file.seek(-1 if damage == "bytes" else 128, 2 if damage == "bytes" else 0)
+            file.write(b"\xff")
+    site.send(code)
+    site.screen(screener)
+    assert [decision.version for decision in site.decisions()] == [1, 2]
+    copies = [file.read_bytes() for file in (site.spool.root / place).glob("*/*.dcm") if not file.is_symlink()]
+    receipt_ends = len(whole) - site.decisions()[0].instances[0].size_bytes
+    assert whole[receipt_ends:] in [copy[receipt_ends:] for copy in copies]
+    site.send(code)
+    site.screen(screener)
+    assert len(site.decisions()) == 2  # and now there is a whole one
+
+
+def test_what_comes_again_before_the_first_copy_is_routed_is_sent_once(site, monkeypatch):
+    site.send()
+    screener = site.screener()
+    with monkeypatch.context() as patch:
+        patch.setattr(site.spool, "forward", no_space)
+        site.screen(screener)
+        assert len(site.decisions()) == 1
+        site.send()
+        for _ in range(4):
+            screener.step()
+            site.now_s += 11
+        assert site.spool.arrivals() == {}
+    site.now_s += 400
+    while screener.step():
+        pass
+    assert len(site.decisions()) == 1
+    assert len(outbound(site)) == 1
+    assert site.spool.claims() == []
+
+
 def test_what_was_refused_and_comes_again_is_kept_once(site):
     screener = site.screener()
     for n in range(5):
@@ -761,6 +806,94 @@ def test_a_study_that_waits_too_long_raises_an_alarm_and_follows_its_policy(site
     assert Reason.OVERDUE in decision.reasons
     (event,) = site.ledger.events("overdue")
     assert event.subject_uid == "1.2.3"
+
+
+def test_what_was_refused_is_held_in_a_study_that_waits_too_long_and_holds_nothing_else(site):
+    site.policy = Policy(overdue="forward")
+    screener = site.screener()
+    for n in range(13):
+        site.send(seed=n, study="1.2.3")
+        if n == 1:
+            refused = site.put(b"anything", "6.6.6", "1.2.3", fault="uid_mismatch")
+        screener.step()
+        site.now_s += 9
+    forwarded, held = site.decisions()
+    assert (forwarded.disposition, forwarded.reasons) == (FORWARD, (Reason.OVERDUE,))
+    assert (held.disposition, held.reasons) == (HELD, (Reason.UID_MISMATCH,))
+    assert [i.sha256 for i in held.instances] == [refused.receipt.sha256]
+    assert "6.6.6" not in outbound(site)
+    assert not site.ledger.hold_reasons("1.2.3")
+
+
+def test_what_came_while_nobody_looked_is_no_study_without_end(site):
+    screener = site.screener()
+    site.send(seed=1, study="1.2.3")
+    screener.step()
+    site.now_s += 3
+    site.send(seed=2, study="1.2.3")
+    site.now_s += 200  # a large study was scored, or the ledger was away
+    screener.step()
+    site.now_s += 11
+    screener.step()
+    (decision,) = site.decisions()
+    assert (decision.disposition, decision.reasons, len(decision.instances)) == (FORWARD, (), 2)
+    assert site.ledger.events("overdue")[0].detail["cause"] == "the screener was behind"
+
+
+def test_what_comes_right_after_a_claim_is_timed_by_itself(site, monkeypatch):
+    screener = site.screener()
+    site.send(seed=1, study="1.2.3")
+    screener.step()
+    site.now_s += 11
+    claim = site.spool.claim
+
+    def claim_and_receive(key):
+        claimed = claim(key)
+        monkeypatch.undo()
+        site.send(seed=2, study="1.2.3")
+        site.now_s += 150  # as long as the first part is looked at
+        return claimed
+
+    monkeypatch.setattr(site.spool, "claim", claim_and_receive)
+    screener.step()
+    screener.step()
+    assert [len(decision.instances) for decision in site.decisions()] == [1]
+    site.now_s += 11
+    screener.step()
+    assert [(d.disposition, len(d.instances)) for d in site.decisions()] == [(FORWARD, 1), (FORWARD, 1)]
+    assert site.ledger.events("overdue") == []
+
+
+def test_a_release_that_leaves_a_damaged_file_behind_is_told_of(site):
+    site.send(SUSPECT, 1, study="1.2.3")
+    site.send(SUSPECT, 2, study="1.2.3")
+    screener = site.screen()
+    (decision,) = site.decisions()
+    damaged = next((site.spool.root / "quarantine" / decision.decision_id).glob("*.dcm"))
+    damaged.write_bytes(b"anything")
+    quarantine = Quarantine(site.spool, site.ledger, ["ai"])
+    (held,) = quarantine.release(decision.decision_id, actor="dr", reason="artefact")
+    assert held.state_in_words == "released, files not moved yet"
+    assert [one.decision.decision_id for one in quarantine.held()] == [decision.decision_id]
+    assert len(outbound(site)) == 1
+    for _ in range(3):
+        site.now_s += 100
+        screener.step()
+    (event,) = site.ledger.events("review_unfinished")
+    assert event.subject_uid == "1.2.3"
+    assert damaged.exists()
+
+
+def test_the_evidence_of_a_number_that_is_none_is_json_for_every_reader(site):
+    site.send(NAN)
+    site.screen()
+    (text,) = [path.read_text() for path in (site.spool.root / "quarantine").rglob("evidence.json")]
+
+    def refuse(token):
+        raise AssertionError(f"{token} is not JSON")
+
+    assert '"nan"' in text
+    json.loads(text, parse_constant=refuse)
 
 
 def test_association_events_reach_the_ledger_once(site):
