@@ -64,7 +64,7 @@ def _cell(value: object) -> Any:
 
 def plain(text: str) -> str:
     """The text with whatever a terminal would obey as an escape: peers and handed-over files may hold any words."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def shorten(uid: str, keep: int = 28) -> str:

@@ -420,10 +420,8 @@ def test_a_file_that_changed_in_the_spool_is_never_sent(node, make_scp, finish):
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EIO])
-@pytest.mark.parametrize(
-    ("module", "call"), [("deliver.courier", "open"), ("scu.association", "open"), ("scu.association", "pread")]
-)
-def test_a_file_that_the_machine_cannot_read_is_sent_later(node, make_scp, finish, monkeypatch, code, module, call):
+@pytest.mark.parametrize("where", ["spool.envelope.data_sha256", "scu.association.open", "scu.association.pread"])
+def test_a_file_that_the_machine_cannot_read_is_sent_later(node, make_scp, finish, monkeypatch, code, where):
     scp = make_scp([IMAGE])
     courier = node.courier(scp.port)
     node.forward("1.1", "1.2")
@@ -432,8 +430,12 @@ def test_a_file_that_the_machine_cannot_read_is_sent_later(node, make_scp, finis
         raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
-        # In this module alone: the queue is read with the same calls.
-        patch.setattr(f"dicomguard.{module}.os", SimpleNamespace(**{**vars(os), call: trouble}))
+        if where.startswith("scu"):
+            # In this module alone: the queue is read with the same calls.
+            module, _, call = where.rpartition(".")
+            patch.setattr(f"dicomguard.{module}.os", SimpleNamespace(**{**vars(os), call: trouble}))
+        else:
+            patch.setattr(f"dicomguard.{where}", trouble)
         finish(courier)
     assert scp.received == []
     assert sorted(node.waiting()) == ["1.1", "1.2"]
