@@ -9,8 +9,8 @@ import errno
 from typing import Final
 
 # The process, or the machine, has no more of something: whatever is looked at now fails the same way.
-SHORTAGES: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
-_OF_THE_HOST: Final = SHORTAGES | {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOLCK, errno.ESTALE}
+_SHORTAGES: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+_OF_THE_HOST: Final = _SHORTAGES | {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOLCK, errno.ESTALE}
 
 
 class DicomguardError(Exception):
@@ -64,6 +64,15 @@ class ReviewError(DicomguardError):
 
 class DeliveryError(DicomguardError):
     """A destination cannot be reached, or refused what it was sent."""
+
+
+def is_shortage(error: BaseException | None) -> bool:
+    """Whether this error, or one that it was raised from, says that process or machine has no more of something."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _SHORTAGES:
+            return True
+        error = error.__cause__
+    return False
 
 
 def is_of_the_host(error: BaseException | None) -> bool:

@@ -17,7 +17,7 @@ from typing import Final
 from dicomguard.deliver.answer import Answer, in_words, is_busy, judge
 from dicomguard.deliver.destination import Destination, Settings
 from dicomguard.deliver.permit import permit
-from dicomguard.errors import DeliveryError, DicomguardError, HostError
+from dicomguard.errors import DeliveryError, DicomguardError, HostError, is_shortage
 from dicomguard.ledger import Delivery, DeliveryState, EventKind, Ledger
 from dicomguard.scu import AlteredError, Association, LinkError, RejectedError, unreadable
 from dicomguard.scu.association import MAX_CONTEXTS
@@ -99,6 +99,7 @@ class Courier:
         self._damage_due_s = 0.0
         self._damaged: set[tuple[str, str]] | None = None
         self._refused: set[_Key] = set()
+        self._blamed: set[tuple[str, str]] = set()
 
     def step(self) -> bool:
         """Send one batch where one is due. False: nothing to do now. Raises LedgerError and SpoolError."""
@@ -206,7 +207,10 @@ class Courier:
         if now_s < self._damage_due_s:
             return
         self._damage_due_s = now_s + _LOOK_FOR_DAMAGE_S
-        for decision_id, path in self._spool.damaged_outgoing(self.destination.name):
+        for decision_id, path, is_for_good in self._spool.damaged_outgoing(self.destination.name):
+            if not is_for_good:
+                self._blame_host("", decision_id, f"{path.name} cannot be read just now.")
+                continue
             if self._damaged is None:
                 earlier = [event.detail for event in self._ledger.events(EventKind.DAMAGED_IN_SPOOL)]
                 name = self.destination.name
@@ -254,9 +258,14 @@ class Courier:
             sent += 1
             try:
                 result = self._send_one(association, item)
-            except (LinkError, HostError) as error:
+            except LinkError as error:
                 failure = error
                 results.append(self._put_off(item, error.message))
+                break
+            except HostError as error:
+                # A shortage concerns all that waits here; a bad sector this file alone.
+                failure = error if is_shortage(error) else None
+                results.append(self._unread(item, error.message))
                 break
             except AlteredError as error:
                 results.append(self._altered(item, error.message))
@@ -292,7 +301,13 @@ class Courier:
                 f"The peer accepts no context for SOP class {receipt.sop_class_uid} in {receipt.transfer_syntax_uid}."
             )
             return self._result(item, before, DeliveryState.DEAD, error=message)
-        if _sha256(instance) != receipt.sha256:
+        try:
+            digest = _sha256(instance)
+        except HostError as error:
+            if is_shortage(error):
+                raise
+            return self._unread(item, error.message)
+        if digest != receipt.sha256:
             return self._altered(item, f"{instance.name} is not what was received: its SHA-256 differs.")
         outcome = association.store(
             instance.path,
@@ -312,6 +327,18 @@ class Courier:
                 strikes = 0 if is_busy(outcome.status) else before.strikes + 1
                 progress = self._later(replace(progress, strikes=strikes))
         return self._result(item, progress, state, outcome.status, in_words(outcome.status))
+
+    def _unread(self, item: Outgoing, error: str) -> _Result:
+        """The machine could not read this instance: it is tried again, and told of once."""
+        self._blame_host(item.instance.sop_instance_uid, item.decision_id, error)
+        return self._put_off(item, error)
+
+    def _blame_host(self, uid: str, decision_id: str, error: str) -> None:
+        if (decision_id, error) not in self._blamed:
+            _log.error("%s It is tried again.", error)
+            detail = {"destination": self.destination.name, "decision_id": decision_id, "error": error}
+            self._ledger.record_event(EventKind.HOST_FAILING, uid, detail)
+            self._blamed.add((decision_id, error))
 
     def _put_off(self, item: Outgoing, error: str) -> _Result:
         """The connection broke around this instance, or the machine could not read it: it is sent again, later."""

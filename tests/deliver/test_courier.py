@@ -17,6 +17,7 @@ from dicomguard.deliver.courier import Courier
 from dicomguard.errors import LedgerError
 from dicomguard.ledger import DeliveryState
 from dicomguard.scu import Timeouts
+from dicomguard.spool import envelope
 
 IMAGE = (CR, EXPLICIT)
 HASTY = Timeouts(connect_s=1, acse_s=0.4, dimse_s=0.4, network_s=0.4)
@@ -441,10 +442,32 @@ def test_a_file_that_the_machine_cannot_read_is_sent_later(node, make_scp, finis
     assert sorted(node.waiting()) == ["1.1", "1.2"]
     assert DEAD not in node.states().values()
     assert node.ledger.events("altered_in_spool") == []
-    assert os.strerror(code) in node.ledger.events("destination_failing")[0].detail["error"]
+    assert os.strerror(code) in node.ledger.events("host_failing")[0].detail["error"]
+    # A shortage concerns whatever is sent; a disk that fails, this file alone.
+    assert bool(node.ledger.events("destination_failing")) == (code in {errno.EMFILE, errno.ENFILE})
     node.clock.seconds += 900
     finish(courier)
     assert node.states() == {"1.1": DELIVERED, "1.2": DELIVERED}
+
+
+def test_bad_sectors_under_one_study_hold_up_no_other(node, make_scp, finish, monkeypatch):
+    scp = make_scp([IMAGE])
+    bad = [f"1.{n}" for n in range(10)]
+    node.forward(*bad, "1.99", study="1", decision="d1")
+    node.forward("2.1", study="2", decision="d2")
+    digest_of = envelope.data_sha256
+
+    def trouble(instance):
+        if instance.sop_instance_uid in bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return digest_of(instance)
+
+    monkeypatch.setattr("dicomguard.spool.envelope.data_sha256", trouble)
+    finish(node.courier(scp.port))
+    assert {uid for uid, _, _ in scp.received} == {"1.99", "2.1"}
+    assert sorted(node.waiting()) == sorted(bad)
+    assert len(node.ledger.events("host_failing")) == 10
+    assert node.ledger.events("destination_failing") == []
 
 
 def test_a_file_that_changes_while_it_is_sent_is_cut_off(node, make_scp, finish, monkeypatch):
