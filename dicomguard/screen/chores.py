@@ -16,6 +16,7 @@ from dicomguard.screen.alarms import Alarms
 from dicomguard.screen.watch import Watch
 from dicomguard.spool import journal
 from dicomguard.spool.store import Spool
+from dicomguard.study import study_key
 
 _log = logging.getLogger(__name__)
 
@@ -87,8 +88,12 @@ class Chores:
         if review.action == "release":
             queued = {d.destination for d in self._ledger.deliveries(decision_id=review.decision_id)}
             self._spool.release(review.decision_id, sorted(queued))
+            damaged = self._spool.set_aside_released(review.decision_id, study_key(review.study_instance_uid))
+            if damaged:
+                detail = {"claim_id": review.decision_id, "n": damaged}
+                self._ledger.record_event(EventKind.STRANGER_IN_SPOOL, review.study_instance_uid, detail)
             if left := self._spool.left_in_quarantine(review.decision_id):
-                raise SpoolError(f"{left} file(s) of decision {review.decision_id} have no readable receipt and stay.")
+                raise SpoolError(f"{left} file(s) of decision {review.decision_id} cannot be read just now.")
         else:
             self._spool.reject(review.decision_id)
 

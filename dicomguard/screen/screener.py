@@ -274,12 +274,6 @@ class Screener:
         self._spool.finish(claim)
 
     def _decide_and_route(self, claim: Claim, *, is_overdue: bool) -> None:
-        if claim.unreadable:
-            # Part of a study must not be decided and sent as the whole: the disk, or a person, has to act first.
-            raise HostError(
-                f"{len(claim.unreadable)} file(s) cannot be read, such as {claim.unreadable[0].name}.",
-                advice=f"See 'dmesg'. Move what is lost out of {claim.folder}, and have the sender send it again.",
-            )
         if claim.strangers:
             self._spool.set_aside(claim, claim.strangers)
             self._ledger.record_event(
@@ -289,6 +283,12 @@ class Screener:
         if recorded:
             self._carry_out(claim, recorded)
             return
+        if claim.unreadable:
+            # Part of a study must not be decided and sent as the whole: the disk, or a person, has to act first.
+            raise HostError(
+                f"{len(claim.unreadable)} file(s) cannot be read, such as {claim.unreadable[0].name}.",
+                advice=f"See 'dmesg'. Move what is lost out of {claim.folder}, and have the sender send it again.",
+            )
         fresh, conflicts = self._sort_out(claim)
         decisions: list[Decision] = []
         for study in group_by_study((*fresh, *conflicts)):

@@ -109,7 +109,9 @@ class Part:
         folder = self._incoming / study_key(receipt.study_instance_uid)
         target = folder / f"{key_of(chr(0).join(said))}-{receipt.sha256[:32]}{SUFFIX}"
         with _space_errors():
-            os.pwrite(self._descriptor, envelope.slot(receipt), self._slot_offset)
+            slot = envelope.slot(receipt)
+            if os.pwrite(self._descriptor, slot, self._slot_offset) != len(slot):
+                raise SpoolError(f"The receipt of {self.path.name} was not written whole.")
             if os.fstat(self._descriptor).st_size != self.data_offset + self.size_bytes:
                 raise SpoolError(f"{self.path.name} is not as long as what was received.")
             os.fsync(self._descriptor)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from dicomguard.errors import SHORTAGES, EnvelopeError, NotFoundError, SpoolError, is_of_the_host
+from dicomguard.errors import EnvelopeError, NotFoundError, SpoolError, is_of_the_host, is_shortage
 from dicomguard.spool import envelope
 from dicomguard.spool.incoming import SUFFIX, Incoming, fsync_folder
 from dicomguard.study import Instance, Quiet, StudyKey, is_overdue, is_settled, observe
@@ -225,9 +225,12 @@ class Spool:
 
     def set_aside(self, claim: Claim, strangers: Sequence[Path]) -> None:
         """Files without a readable receipt go to `failed/`: kept, never sent."""
-        target = self.root / "failed" / f"{claim.study_key}.{claim.claim_id}"
+        self._to_failed(f"{claim.study_key}.{claim.claim_id}", strangers)
+
+    def _to_failed(self, name: str, paths: Iterable[Path]) -> None:
+        target = self.root / "failed" / name
         target.mkdir(mode=0o700, exist_ok=True)
-        for path in strangers:
+        for path in paths:
             _move(path, target / path.name)
         fsync_folder(target)
 
@@ -292,8 +295,10 @@ class Spool:
 
     def left_in_quarantine(self, decision_id: str) -> int:
         """How many files a quarantined decision has there: its instances, and what cannot be read as one."""
-        folder = self.root / "quarantine" / decision_id
-        return sum(entry.name != EVIDENCE for entry in folder.iterdir()) if folder.is_dir() else 0
+        try:
+            return sum(entry.name != EVIDENCE for entry in (self.root / "quarantine" / decision_id).iterdir())
+        except FileNotFoundError:
+            return 0
 
     def evidence(self, decision_id: str) -> Path | None:
         """The folder with the evidence of a decision that is or was held; None when there is none."""
@@ -306,7 +311,7 @@ class Spool:
     def release(self, decision_id: str, destinations: Sequence[str]) -> int:
         """From quarantine to the destinations and the store. Returns how many instances moved now.
 
-        A file without a readable receipt stays: see `left_in_quarantine`.
+        A file without a readable receipt stays: see `set_aside_released`.
         """
         folder = self.root / "quarantine" / decision_id
         names = [instance.name for instance in self.quarantined(decision_id)]
@@ -314,6 +319,14 @@ class Spool:
         _move_evidence(folder, self.root / "store" / decision_id)
         _remove_if_empty(folder)
         return len(names)
+
+    def set_aside_released(self, decision_id: str, key: StudyKey) -> int:
+        """What was released and is no instance any more goes to `failed/`. Returns how many files."""
+        strangers = _files_of(self.root / "quarantine" / decision_id).strangers
+        if strangers:
+            self._to_failed(f"{key}.{decision_id}", strangers)
+            _remove_if_empty(self.root / "quarantine" / decision_id)
+        return len(strangers)
 
     def reject(self, decision_id: str) -> int:
         """From quarantine to `rejected/`: kept, never sent. Returns how many instances moved now.
@@ -439,12 +452,15 @@ class Spool:
                 fsync_folder(folder)
         return count
 
-    def damaged_outgoing(self, destination: str) -> Iterator[tuple[str, Path]]:
-        """Files in a destination's queue that cannot be sent, for want of a readable receipt: decision id, path."""
+    def damaged_outgoing(self, destination: str) -> Iterator[tuple[str, Path, bool]]:
+        """Files in a destination's queue without a readable receipt: decision id, path, and whether that is for good.
+
+        It is not where the machine fails to read them just now.
+        """
         for folder in _folders(self.root / "outbound" / destination):
             found = _files_of(folder)
-            for path in (*found.strangers, *found.unreadable):
-                yield folder.name, path
+            yield from ((folder.name, path, True) for path in found.strangers)
+            yield from ((folder.name, path, False) for path in found.unreadable)
 
     def purge_rejected(self, decision_id: str) -> int:
         """Remove the files of a rejected decision, for good. Returns how many instances went. Raises SpoolError."""
@@ -490,9 +506,9 @@ class Settling:
         for key, quiet in self._seen.items():
             has_settled = is_settled(quiet, self._watched_s, self._quiet_s)
             is_restless = is_overdue(quiet, self._watched_s, self._deadline_s)
-            if has_settled or is_restless:
+            is_late = now_s - self._first_s[key] > self._deadline_s
+            if has_settled or is_restless or is_late:
                 in_time = quiet.since_s + self._quiet_s <= quiet.first_s + self._deadline_s
-                is_late = now_s - self._first_s[key] > self._deadline_s
                 due = Due(key, is_late=is_late, is_endless=is_restless and not in_time)
                 found.append((self._first_s[key], due))
         return [due for _, due in sorted(found, key=lambda pair: pair[0])]
@@ -549,14 +565,9 @@ def _is_whole(path: Path, sha256: str) -> bool:
         instance = envelope.read(path)
         return instance.receipt.sha256 == sha256 == envelope.data_sha256(instance)
     except (EnvelopeError, OSError) as error:
-        if _is_shortage(error):
+        if is_shortage(error):
             raise
         return False  # also where the disk fails: a copy too many does no harm
-
-
-def _is_shortage(error: Exception) -> bool:
-    cause = error.__cause__ if isinstance(error, EnvelopeError) else error
-    return isinstance(cause, OSError) and cause.errno in SHORTAGES
 
 
 class _Files(NamedTuple):
@@ -578,7 +589,7 @@ def _files_of(folder: Path) -> _Files:
         try:
             found.instances.append(envelope.read(path))
         except EnvelopeError as error:
-            if _is_shortage(error):
+            if is_shortage(error):
                 raise  # that is not what makes a file a stranger
             if is_of_the_host(error):
                 found.unreadable.append(path)

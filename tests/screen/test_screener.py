@@ -879,9 +879,34 @@ def test_a_release_that_leaves_a_damaged_file_behind_is_told_of(site):
     for _ in range(3):
         site.now_s += 100
         screener.step()
-    (event,) = site.ledger.events("review_unfinished")
-    assert event.subject_uid == "1.2.3"
-    assert damaged.exists()
+    (event,) = site.ledger.events("stranger_in_spool")
+    assert (event.subject_uid, event.detail["n"]) == ("1.2.3", 1)
+    (failed,) = site.spool.failed()
+    assert [path.name for path in failed.strangers] == [damaged.name]
+    assert quarantine.held() == []
+    assert site.ledger.events("review_unfinished") == []
+
+
+def test_a_recorded_decision_is_carried_out_whatever_can_be_read(site, monkeypatch):
+    site.send(seed=1, study="1.2.3")
+    site.send(seed=2, study="1.2.3")
+    screener = site.screener()
+    with monkeypatch.context() as patch:
+        patch.setattr(site.spool, "forward", no_space)
+        site.screen(screener)
+    read = store.envelope.read
+
+    def fail_once_more(path):
+        if path.parent.parent.name == "claimed":
+            raise EnvelopeError("it cannot be read") from OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(store.envelope, "read", fail_once_more)
+    site.now_s += 400
+    while screener.step():
+        pass
+    assert len(outbound(site)) == 2
+    assert site.spool.claims() == []
 
 
 def test_the_evidence_of_a_number_that_is_none_is_json_for_every_reader(site):

@@ -126,6 +126,14 @@ def test_a_volume_that_takes_a_part_of_a_write_gets_the_rest_too(spool, put, mon
     assert instance.path.read_bytes()[instance.data_offset :] == b"abc" * 1000
 
 
+def test_a_receipt_that_is_not_written_whole_is_never_acknowledged(spool, put, monkeypatch):
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, offset: write(descriptor, data[:200], offset))
+    with pytest.raises(SpoolError, match="not written whole"):
+        put()
+    assert spool.arrivals() == {}
+
+
 def test_what_is_not_as_long_as_what_came_is_never_acknowledged(spool):
     part = spool.incoming(reserve_bytes=0).begin(
         sop_class_uid="1.2", sop_instance_uid="1.3", transfer_syntax_uid="1.2.840.10008.1.2", calling_ae="A"

@@ -49,7 +49,7 @@ def test_a_queued_file_without_a_receipt_is_named(spool, claim):
     path = spool.root / "outbound" / "ai" / "d1" / names[0]
     path.unlink()
     path.write_bytes(b"nothing of ours")
-    assert list(spool.damaged_outgoing("ai")) == [("d1", path)]
+    assert list(spool.damaged_outgoing("ai")) == [("d1", path, True)]
     assert list(spool.damaged_outgoing("pacs")) == []
 
 

@@ -211,6 +211,18 @@ def test_a_study_is_due_when_it_has_been_quiet_or_has_waited_too_long(spool, put
     assert settling.due(60) == [Due(KEY, is_late=True, is_endless=False)]
 
 
+@pytest.mark.parametrize("every_s", [11, 60, 300])
+def test_a_screener_that_is_always_late_takes_a_restless_study_by_its_deadline(spool, put, every_s):
+    settling = Settling(spool, quiet_s=10, deadline_s=3600)
+    for now_s in range(0, 3601, every_s):
+        put(f"1.{now_s}", data=b"%d" % now_s)
+        assert settling.due(now_s) == []
+    (due,) = settling.due(now_s + every_s)
+    assert due.is_late
+    # Where nobody looked for longer than it takes to fall quiet, nobody can say that it never did.
+    assert due.is_endless == (every_s < 20)
+
+
 def test_a_claim_of_which_something_was_set_aside_can_still_fail(spool, put):
     put()
     (spool.root / "incoming" / KEY / "notes.txt").write_text("hello")
