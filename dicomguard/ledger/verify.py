@@ -70,8 +70,9 @@ def _check_chain(
             yield Problem("unlinked", f"{where} does not continue the row before it, which was replaced.", **place)
         # The chain does not cover the id, by which the last state of a delivery or a study is found.
         if link.row <= last_row.get(link.table, 0):
-            yield Problem("reordered", f"{where} was written after rows that now stand behind it.", **place)
-        last_row[link.table] = max(link.row, last_row.get(link.table, 0))
+            message = f"{where} was written after row {last_row[link.table]}, which now stands behind it."
+            yield Problem("reordered", message, **place)
+        last_row[link.table] = link.row
         if link.mac != link.expected_mac:
             yield Problem("edited", f"{where} is not as it was written.", **place)
         # Going on from what stands there: one altered row is one problem, not a problem of all that follow.
