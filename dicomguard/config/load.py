@@ -171,6 +171,8 @@ def _place(error: yaml.YAMLError) -> str:
 
 def _problem(error: yaml.YAMLError) -> str:
     """What is wrong, without the line that it is wrong in: that may hold the ledger's password."""
+    if isinstance(error, yaml.composer.ComposerError):
+        return "a value that begins with * names nothing; put it in quotes"
     return str(getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be parsed")
 
 
