@@ -39,7 +39,9 @@ PIXEL_BYTES = 512 * 1024
 LARGE_BYTES = 500 * 2**20
 START_S = 30.0
 OURS = """
+import signal
 import sys
+import threading
 from ipaddress import ip_network
 from pathlib import Path
 from dicomguard.receive.process import run
@@ -47,7 +49,9 @@ from dicomguard.receive.settings import PermittedPeer, ReceiveSettings
 
 peers = (PermittedPeer("SCU", ip_network("127.0.0.0/8")),)
 settings = ReceiveSettings("GUARD", peers, port=int(sys.argv[2]), acceptors=int(sys.argv[3]))
-run(settings, Path(sys.argv[1]), reserve_bytes=0, grace_s=1.0)
+stop = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stop.set())
+run(settings, Path(sys.argv[1]), reserve_bytes=0, stop=stop, grace_s=1.0)
 """
 
 
