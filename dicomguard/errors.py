@@ -6,6 +6,7 @@ Every error says what happened, to which file or UID, and what to do next. No er
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from typing import Final
 
 # The process, or the machine, has no more of something: whatever is looked at now fails the same way.
@@ -68,11 +69,7 @@ class DeliveryError(DicomguardError):
 
 def is_shortage(error: BaseException | None) -> bool:
     """Whether this error, or one that it was raised from, says that process or machine has no more of something."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _SHORTAGES:
-            return True
-        error = error.__cause__
-    return False
+    return any(isinstance(one, OSError) and one.errno in _SHORTAGES for one in _with_causes(error))
 
 
 def is_of_the_host(error: BaseException | None) -> bool:
@@ -80,10 +77,13 @@ def is_of_the_host(error: BaseException | None) -> bool:
 
     A MemoryError is none of these: what one instance asks for can be too much on any machine.
     """
+    return any(
+        isinstance(one, (HostError, OutOfSpaceError)) or (isinstance(one, OSError) and one.errno in _OF_THE_HOST)
+        for one in _with_causes(error)
+    )
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        if isinstance(error, (HostError, OutOfSpaceError)):
-            return True
-        if isinstance(error, OSError) and error.errno in _OF_THE_HOST:
-            return True
+        yield error
         error = error.__cause__
-    return False

@@ -179,7 +179,7 @@ def failed_purge(
         "reason": reason,
         "studies": studies,
         "instances": [{"sop_instance_uid": i.sop_instance_uid, "sha256": i.receipt.sha256} for i in found.instances],
-        "strangers": len(found.strangers),
+        "strangers": len(found.files) - len(found.instances),
     }
     with compose.open_ledger(settings, "cli", existing=True) as ledger:
         # Before anything goes: a crash in between leaves a record that saying it again makes true.

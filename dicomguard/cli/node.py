@@ -40,9 +40,8 @@ def serve(config: ConfigOption) -> None:
     # The ledger is opened by the parts that need it, and they come back until it is there: reception does not wait.
     command = [sys.executable, "-m", "dicomguard"]
     path = str(config.resolve())
-    names = ("receive", "screen", "deliver")
-    grace = {"receive": ENDS_WITHIN_S}
-    parts = [Part(name, [*command, name, "-c", path, "--supervised"], grace.get(name, GRACE_S)) for name in names]
+    graces_s = {"receive": ENDS_WITHIN_S, "screen": GRACE_S, "deliver": GRACE_S}
+    parts = [Part(name, [*command, name, "-c", path, "--supervised"], grace_s) for name, grace_s in graces_s.items()]
     raise typer.Exit(Supervisor(parts).run(_until_stopped(supervised=False)))
 
 

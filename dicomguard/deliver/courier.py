@@ -23,7 +23,7 @@ from dicomguard.scu import AlteredError, Association, LinkError, RejectedError, 
 from dicomguard.scu.association import MAX_CONTEXTS
 from dicomguard.spool import envelope
 from dicomguard.spool.store import Outgoing, Spool
-from dicomguard.study import Instance, utc_now
+from dicomguard.study import Instance, Receipt, utc_now
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _ONE_BY_ONE: Final = 3
 # Looking for files that cannot be sent reads the head of everything that waits: now and then is enough.
 _LOOK_FOR_DAMAGE_S: Final = 300.0
 
-_Key = tuple[str, str, str, str, str, str]
+_Key = tuple[str, str, Receipt]
 
 
 @dataclass(frozen=True, slots=True)
@@ -484,16 +484,8 @@ class Courier:
 
 
 def _key(item: Outgoing) -> _Key:
-    """With all that a permit is about: a file that was exchanged for another one has to be permitted anew."""
-    receipt = item.instance.receipt
-    return (
-        item.decision_id,
-        item.instance.name,
-        receipt.sha256,
-        receipt.sop_instance_uid,
-        receipt.sop_class_uid,
-        receipt.transfer_syntax_uid,
-    )
+    """With the receipt, which a permit is about: a file that was exchanged for another one is permitted anew."""
+    return item.decision_id, item.instance.name, item.instance.receipt
 
 
 def _syntaxes(instance: Instance) -> tuple[str, str]:

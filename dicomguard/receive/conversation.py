@@ -70,7 +70,6 @@ class Conversation:
         self._context_id = 0
         self._storing: Storing | None = None
         self._message_began_s = 0.0
-        self._our_s = 0.0
         self._message_bytes = 0
         # For the journal.
         self._instances = 0
@@ -208,7 +207,6 @@ class Conversation:
         if not self._in_message:
             self._message_began_s = arrived_s
             self._message_bytes = 0
-            self._our_s = 0.0
         self._message_bytes += len(body)
         for context_id, control, fragment in pdu.fragments(body):
             if context_id not in self._contexts:
@@ -217,12 +215,12 @@ class Conversation:
                 self._take_command(context_id, fragment, is_last=bool(control & 2))
             else:
                 self._take_data(context_id, fragment, is_last=bool(control & 2))
-        # What our own disk takes is not the peer's fault, and an answered message is late no more.
-        elapsed_s = arrived_s - self._message_began_s - self._our_s
+        # An answered message is late no more.
+        elapsed_s = arrived_s - self._message_began_s
         is_slow = self._message_bytes < elapsed_s * self._settings.min_rate_bytes_s
         if self._in_message and is_slow and elapsed_s > self._settings.gap_s:
             raise LateError("a message came too slowly")
-        self._our_s += self._stream.now_s - arrived_s
+        self._message_began_s += self._stream.now_s - arrived_s  # what our own disk takes is not the peer's fault
 
     def _take_command(self, context_id: int, fragment: memoryview, *, is_last: bool) -> None:
         if self._command is not None or (self._command_bytes and context_id != self._context_id):

@@ -17,6 +17,7 @@ Every move is a rename or a link within one volume, done again harmlessly after 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import re
 import shutil
@@ -65,6 +66,11 @@ class Claim:
     instances: tuple[Instance, ...]
     strangers: tuple[Path, ...] = ()
     unreadable: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them."""
+        return (*(instance.path for instance in self.instances), *self.strangers, *self.unreadable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,13 +219,8 @@ class Spool:
 
     def fail(self, claim: Claim) -> Path:
         """Give a claim up after its last attempt: `failed/`, for a person to look at."""
-        target = self.root / "failed" / f"{claim.study_key}.{claim.claim_id}"
-        target.mkdir(mode=0o700, exist_ok=True)  # something of this claim may have been set aside there already
-        for path in [*(instance.path for instance in claim.instances), *claim.strangers, *claim.unreadable]:
-            _move(path, target / path.name)
+        target = self._to_failed(f"{claim.study_key}.{claim.claim_id}", claim.files)
         shutil.rmtree(claim.folder / EVIDENCE, ignore_errors=True)
-        fsync_folder(target)
-        fsync_folder(target.parent)
         _remove_if_empty(claim.folder)
         return target
 
@@ -227,12 +228,14 @@ class Spool:
         """Files without a readable receipt go to `failed/`: kept, never sent."""
         self._to_failed(f"{claim.study_key}.{claim.claim_id}", strangers)
 
-    def _to_failed(self, name: str, paths: Iterable[Path]) -> None:
+    def _to_failed(self, name: str, paths: Iterable[Path]) -> Path:
         target = self.root / "failed" / name
-        target.mkdir(mode=0o700, exist_ok=True)
+        target.mkdir(mode=0o700, exist_ok=True)  # something of the same claim may have been set aside there already
         for path in paths:
             _move(path, target / path.name)
         fsync_folder(target)
+        fsync_folder(target.parent)
+        return target
 
     def write_evidence(self, claim: Claim, decision_id: str, name: str, content: bytes) -> None:
         """Add a file to the evidence of a decision to be; it travels with the instances into quarantine."""
@@ -268,9 +271,9 @@ class Spool:
         where the machine has no descriptor or memory left to look at the first copy.
         """
         places = ("quarantine", "rejected") if instance.receipt.fault else ("store", "quarantine", "rejected")
-        folders = [self.root / place / decision_id for place in places]
-        # Decided, but not moved yet.
-        folders += [other for other in (self.root / "claimed").glob(f"{claim.study_key}.*") if other != claim.folder]
+        routed = (self.root / place / decision_id for place in places)
+        decided = (f for f in (self.root / "claimed").glob(f"{claim.study_key}.*") if f != claim.folder)
+        folders = itertools.chain(routed, decided)
         first = any(_is_whole(folder / instance.name, instance.receipt.sha256) for folder in folders)
         if first:
             (claim.folder / instance.name).unlink(missing_ok=True)
@@ -469,10 +472,7 @@ class Spool:
 
     def purge_failed(self, claim: Claim) -> int:
         """Remove the files of a failed claim, for good. Returns how many went. Raises SpoolError."""
-        return _purge(
-            self.root / "failed" / claim.folder.name,
-            len(claim.instances) + len(claim.strangers) + len(claim.unreadable),
-        )
+        return _purge(self.root / "failed" / claim.folder.name, len(claim.files))
 
 
 class Settling:
