@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -18,8 +19,10 @@ from dicomguard.errors import LedgerError
 
 if TYPE_CHECKING:  # imported by the command that needs it
     from dicomguard.config import Config
-    from dicomguard.decision import Decision
+    from dicomguard.decision import Decision, InstanceDecision
     from dicomguard.ledger import Ledger
+    from dicomguard.pixels.sandbox import DecodeWorker
+    from dicomguard.screen.locate import Whereabouts
 
 # The record of an export has a chain of its own: so the next export of the same decision gives the same bytes.
 _WRITER: Final = "evidence"
@@ -61,13 +64,16 @@ def evidence_export(
         decision = ledger.decision(named(decision_id, ledger))
         found = Locator(spool, ledger, removals(ledger)).locate(decision)
         excerpt = ledger.excerpt(decision.decision_id)
+        noise_key = compose.site_key(settings).for_purpose("noise")
+        with compose.decode_worker(settings) as worker:
+            seeds = tuple(redrawn.frame_seeds(noise_key, decision.instances, _counter(found, worker)))
         folder = spool.evidence(decision.decision_id)
         shown = sorted(folder.glob("*.png")) if folder is not None else []
         contents = dossier.Contents(
             decision,
             excerpt,
             found,
-            tuple(redrawn.frame_seeds(compose.site_key(settings).for_purpose("noise"), decision.instances)),
+            seeds,
             compose.rules(settings).policy,
             _enrolments_of(decision, settings),
             {p.name: p.read_bytes() for p in shown if not (without_pictures and p.name.endswith(".saliency.png"))},
@@ -129,6 +135,24 @@ def _record(ledger: Ledger, decision: Decision, out: Path, what: dict[str, Any])
     except LedgerError:
         out.unlink(missing_ok=True)
         raise
+
+
+def _counter(found: Sequence[Whereabouts], worker: DecodeWorker) -> Callable[[InstanceDecision], int]:
+    """Counts the frames of instances that are there; 0 for one that is not there, or cannot be read."""
+    from dicomguard.decision import Fault
+    from dicomguard.screen.locate import Located
+
+    there = {one.recorded.file_name: one.instance for one in found if isinstance(one, Located)}
+
+    def count(recorded: InstanceDecision) -> int:
+        instance = there.get(recorded.file_name)
+        if instance is None:
+            return 0
+        syntax = instance.receipt.transfer_syntax_uid
+        header = worker.header(instance.path, instance.data_offset, syntax, keywords=())
+        return 0 if isinstance(header, Fault) else header.frames
+
+    return count
 
 
 def _actor() -> str:

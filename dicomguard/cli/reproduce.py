@@ -70,7 +70,8 @@ def reproduce(
 ) -> None:
     """Make recorded decisions again from the stored instances, and say whether they come out the same.
 
-    Exit 1 when one differs, was altered or is missing; 3 when a model is not at hand, or nothing could be recomputed.
+    Exit 1 when one differs, was altered or is missing; 3 when a model or a seed is not at hand, or nothing could be
+    recomputed.
     """
     if (decision_id is not None) + everything + (from_file is not None) != 1:
         raise typer.BadParameter("say one of: a decision id, --all, --from FILE.zip", param_hint="ID")
@@ -107,11 +108,12 @@ def reproduce(
         )
     if counts["differs"] or counts["altered"] or counts["missing"]:
         raise typer.Exit(1)
-    raise typer.Exit(3 if counts["other model"] or not (counts["agrees"] or recomputed) else 0)
+    raise typer.Exit(3 if counts["other model"] or counts["not disclosed"] or not recomputed else 0)
 
 
 def _show(result: Reproduction) -> None:
-    style = {"agrees": "green", "gone": "cyan", "other model": "yellow"}.get(result.outcome, "bold red")
+    styles = {"agrees": "green", "gone": "cyan", "other model": "yellow", "not disclosed": "yellow"}
+    style = styles.get(result.outcome, "bold red")
     extent = f"{result.recomputed} of {result.instances} instance(s) recomputed"
     distance = "" if result.largest_distance is None else f", largest distance {result.largest_distance:.2g}"
     console.print(f"Decision {plain(result.decision_id[:12])}: ", end="", markup=False)
@@ -177,7 +179,13 @@ def _from_file(
         rules = Rules(found.policy, found.decision.mode, found.decision.destinations, lambda _: "")
         with DecodeWorker() as worker:
             reproducer = _reproducer(models, lambda some: Examiner(worker, some, redrawn.NO_KEY), rules, tolerance)
-            yield reproducer.reproduce(found.decision, found.found, None), 1
+            result = reproducer.reproduce(found.decision, found.found, None)
+            yield (
+                result.with_alarms(
+                    f"ALARM: {row} was not as it was written when this was exported" for row in found.edited
+                ),
+                1,
+            )
 
 
 def _reproducer(

@@ -8,16 +8,19 @@ MACs; and with the site's key, in the hands of whoever may have it, each MAC can
 from __future__ import annotations
 
 import hmac
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from dicomguard.decision import Decision
 from dicomguard.ledger import tables
 from dicomguard.ledger.chain import ChainKey
 from dicomguard.ledger.heads import Head
 from dicomguard.ledger.kinds import EventKind
 from dicomguard.ledger.records import Problem
+from dicomguard.ledger.rows import to_decision
 from dicomguard.ledger.verify import instance_rows
 
 
@@ -63,3 +66,18 @@ def of_decision(
         else {name: {"seq": head.seq, "mac": head.mac} for name, head in sorted(known.items()) if name in writers},
         "heads_problem": str(heads) if isinstance(heads, Problem) else "",
     }
+
+
+def decision_in(excerpt: Mapping[str, Any], decision_id: str) -> Decision:
+    """The decision that the rows of an excerpt are. Raises KeyError, TypeError, ValueError or AttributeError on others.
+
+    What was taken out of a row, as its NULLs are, reads as None.
+    """
+    rows = [row["covered"] for row in excerpt["rows"] if row["table"] == tables.decisions.name]
+    (covered,) = (covered for covered in rows if covered["row"]["decision_id"] == decision_id)
+    instances = [_with_nulls(tables.decision_instances, row) for row in covered["instances"]]
+    return to_decision(_with_nulls(tables.decisions, covered["row"]), instances)
+
+
+def _with_nulls(table: sa.Table, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**dict.fromkeys(table.c.keys()), **row}

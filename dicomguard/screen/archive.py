@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import stat
+import struct
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,17 @@ _TEXT_MAX_BYTES: Final = 256 * 2**20
 _FILES_MAX: Final = 200_000
 _DEPTH_MAX: Final = 40  # what is written here is six deep; whatever walks through it later can rely on this
 _CHUNK_BYTES: Final = 2**20
+# What the zip module raises on a file that was damaged, or made by hand.
+_DAMAGED: Final = (
+    zipfile.BadZipFile,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+)
 _ASK_AGAIN: Final = "Ask whoever sent it for another copy; compare its SHA-256 with what 'evidence export' printed."
 
 
@@ -106,7 +118,7 @@ class Archive:
             self._zip = zipfile.ZipFile(path)
         except OSError as error:
             raise EvidenceError(f"{path} cannot be opened: {error.strerror}.") from error
-        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        except _DAMAGED as error:
             raise EvidenceError(f"{path} is no zip file, or is cut off.", advice=_ASK_AGAIN) from error
         try:
             self._sizes = self._check_names(self._zip.infolist())
@@ -195,7 +207,7 @@ class Archive:
             raise self._broken(name, "is larger than such a file can be")
         try:
             return self._zip.read(name)
-        except (KeyError, zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        except (OSError, *_DAMAGED) as error:
             raise self._broken(name, "is missing or damaged") from error
 
     def _copy(self, name: str, target: Path | None) -> None:
@@ -207,7 +219,7 @@ class Archive:
                     file.write(chunk)
         except OSError as error:
             raise EvidenceError(f"{name} of {self.path} cannot be unpacked: {error.strerror}.") from error
-        except (KeyError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        except _DAMAGED as error:
             raise self._broken(name, "is missing or damaged") from error
         listed = self.manifest["files"].get(name, {})
         if digest.hexdigest() != listed.get("sha256"):

@@ -21,6 +21,8 @@ _COUNTS_OF_NOISE: Final = frozenset({"votes"})
 _SETTINGS: Final = frozenset({"alpha", "eps", "sigma", "levels"})
 # Numbers of frames in no order that says anything.
 _SETS: Final = frozenset({"suspects"})
+# Every version recorded these of every image that was scored; what else only the newer record has is no difference.
+_ALWAYS: Final = ("frames", "statistics")
 # A model and its calibration, not what they found: compared exactly, beforehand, by `provenance`.
 _PROVENANCE: Final = ("enrolment", "thresholds")
 
@@ -80,6 +82,9 @@ def score_differences(
         if recorded is not recomputed:
             yield Difference(what, _presence(recorded), _presence(recomputed))
         return
+    for name in _ALWAYS:
+        if name not in recorded and name in recomputed:
+            yield Difference(f"{what}.{name}", "nothing", recomputed[name])
     left = {name: value for name, value in recorded.items() if name not in _PROVENANCE}
     worst = (recorded.get("worst"), recomputed.get("worst"))
     if all(isinstance(w, Mapping) for w in worst) and _changed_places(recorded, recomputed, tolerance):
@@ -131,7 +136,8 @@ def _changed_places(recorded: Mapping[str, Any], recomputed: Mapping[str, Any], 
         return False
     if not all(isinstance(n, int) and 0 <= n < len(statistics) for n in (before, now)):
         return False
-    return tolerance.allows(statistics[before], statistics[now])
+    heights = statistics[before], statistics[now]
+    return all(_is_number(height) for height in heights) and tolerance.allows(*heights)
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[Any]]:

@@ -16,24 +16,30 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+from pydantic import TypeAdapter
 
 from dicomguard import __version__
-from dicomguard.decision import Decision, Disposition, InstanceDecision, Policy, Reason, Verdict
+from dicomguard.decision import Decision, Policy
+from dicomguard.ledger.excerpt import decision_in
 from dicomguard.screen.archive import MANIFEST, Archive, EvidenceError
 from dicomguard.screen.archive import write as write_archive
 from dicomguard.screen.compare import provenance
 from dicomguard.screen.locate import Located, Lost, Whereabouts, check
 from dicomguard.screen.redrawn import FrameSeed
-from dicomguard.study import Uid
 
+_INSTANCES: Final = "instances/"
 _STATEMENT: Final = "enrolment.json"
 _ENROLMENT_FILES: Final = frozenset({_STATEMENT, "enrolment.safetensors"})
 _HASHED_ID: Final = re.compile("[0-9a-f]{32}")
+_Value = TypeVar("_Value")
+_DECISION: Final = TypeAdapter(Decision)
+_POLICY: Final = TypeAdapter(Policy)
+_SEED: Final = TypeAdapter(FrameSeed)
 _PLAIN_ID: Final = "patient_key: the site records the Patient ID itself"
 
 README: Final = """\
@@ -93,7 +99,8 @@ class Contents:
 class Dossier:
     """The same, read back. `found`: the instances that were in it, unpacked and checked against the decision.
 
-    `enrolments`: folders that the enrolments in it were unpacked to.
+    `enrolments`: folders that the enrolments in it were unpacked to. `edited`: rows of the ledger whose MAC was not
+    right when it was written, by the site's own word.
     """
 
     decision: Decision
@@ -102,6 +109,7 @@ class Dossier:
     policy: Policy
     enrolments: tuple[Path, ...]
     has_instances: bool
+    edited: tuple[str, ...]
 
 
 def write(path: Path, contents: Contents) -> str:
@@ -143,9 +151,12 @@ def read(archive: Archive, folder: Path) -> Dossier:
     """Check every file, and unpack the instances into `folder` under names of our own. Raises EvidenceError."""
     archive.check()
     try:
-        decision = _to_decision(archive.json("decision.json"))
-        seeds = tuple(FrameSeed.from_json(entry) for entry in archive.json("seeds.json"))
-        policy = Policy(**archive.json("model.json")["policy"])
+        decision = _exactly(_DECISION, archive.json("decision.json"), Decision.to_json)
+        excerpt = archive.json("ledger.json")
+        in_ledger = decision_in(excerpt, decision.decision_id)
+        edited = tuple(f"{row['table']} seq {row['seq']}" for row in excerpt["rows"] if row["mac_is_right"] is not True)
+        seeds = tuple(_exactly(_SEED, entry, FrameSeed.to_json) for entry in archive.json("seeds.json"))
+        policy = _exactly(_POLICY, archive.json("model.json")["policy"], asdict)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise EvidenceError(
             f"{archive.path} holds a decision that cannot be read ({type(error).__name__}).",
@@ -153,17 +164,26 @@ def read(archive: Archive, folder: Path) -> Dossier:
         ) from error
     if decision.decision_id != archive.manifest.get("decision_id"):
         raise EvidenceError(f"{archive.path} holds another decision than its manifest says.")
+    if _json(decision.to_json()) != _json(in_ledger.to_json()):
+        raise EvidenceError(
+            f"{archive.path} holds another decision than the row of the ledger that is in it.",
+            advice="Nothing that 'evidence export' writes does: find out who changed it.",
+        )
+    by_name = {_instance_name(number): recorded for number, recorded in enumerate(decision.instances)}
+    there = {name for name in archive.names if name.startswith(_INSTANCES)}
+    if not by_name or there - {*by_name}:
+        raise EvidenceError(
+            f"{archive.path} holds a decision on no instance, or instances that its decision does not name.",
+            advice="Nothing that 'evidence export' writes does: find out who changed it.",
+        )
     found: list[Whereabouts] = []
-    for number, recorded in enumerate(decision.instances):
-        name = _instance_name(number)
-        there = None
-        if name in archive.names:
+    for number, (name, recorded) in enumerate(by_name.items()):
+        found.append(Lost(recorded, None))
+        if name in there:
             target = folder / f"{number:06d}.dcm"
             archive.extract(name, target)
-            there = check(target, recorded, place=name)
-        found.append(there or Lost(recorded, None))
-    has_instances = any(name.startswith("instances/") for name in archive.names)
-    return Dossier(decision, tuple(found), seeds, policy, _unpack_models(archive, folder), has_instances)
+            found[-1] = check(target, decision, recorded, place=name) or found[-1]
+    return Dossier(decision, tuple(found), seeds, policy, _unpack_models(archive, folder), bool(there), edited)
 
 
 def _unpack_models(archive: Archive, folder: Path) -> tuple[Path, ...]:
@@ -190,7 +210,7 @@ def _may_be_plain(patient_key: str | None, has_hashed_ids: bool) -> bool:
 
 
 def _instance_name(number: int) -> str:
-    return f"instances/{number + 1:06d}.dcm"
+    return f"{_INSTANCES}{number + 1:06d}.dcm"
 
 
 def _absence(one: Whereabouts) -> str:
@@ -231,25 +251,9 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True, allow_nan=True).encode()
 
 
-def _to_decision(data: Mapping[str, Any]) -> Decision:
-    """The inverse of `Decision.to_json`. Raises KeyError, TypeError or ValueError on anything else."""
-    plain: dict[str, Any] = {**data}
-    return Decision(
-        **plain
-        | {
-            "study_instance_uid": Uid(data["study_instance_uid"]),
-            "disposition": Disposition(data["disposition"]),
-            "verdict": Verdict(data["verdict"]),
-            "reasons": tuple(Reason(reason) for reason in data["reasons"]),
-            "received_at": datetime.fromisoformat(data["received_at"]),
-            "decided_at": datetime.fromisoformat(data["decided_at"]),
-            "destinations": tuple(data["destinations"]),
-            "instances": tuple(_to_instance(instance) for instance in data["instances"]),
-        }
-    )
-
-
-def _to_instance(data: Mapping[str, Any]) -> InstanceDecision:
-    plain: dict[str, Any] = {**data}
-    reasons = tuple(Reason(reason) for reason in data["reasons"])
-    return InstanceDecision(**plain | {"verdict": Verdict(data["verdict"]), "reasons": reasons})
+def _exactly(kind: TypeAdapter[_Value], data: Any, to_plain: Callable[[_Value], Any]) -> _Value:
+    """The value that was written as `data`. Raises ValueError where it would have been written in another way."""
+    value = kind.validate_python(data)
+    if _json(to_plain(value)) != _json(data):
+        raise ValueError("not as it would have been written")
+    return value

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from dicomguard.decision import REFUSED, Fault, Finding, Mode, Reason, Score, Scored
+from dicomguard.errors import DicomguardError
 from dicomguard.pixels.header import BYTES_AT_ONCE, Header
 from dicomguard.pixels.image import Image
 from dicomguard.pixels.sandbox import DecodeWorker
@@ -24,6 +25,10 @@ _log = logging.getLogger(__name__)
 # Frames scored in one go: enough to keep the processor busy, small enough that a study of 2,000 slices needs no memory.
 # Of large ones fewer, so that what is in memory of a study is bounded by BYTES_AT_ONCE, twice (read, and to be scored).
 _BATCH_FRAMES = 8
+
+
+class SeedMissingError(DicomguardError):
+    """Noise cannot be drawn: whoever gave the seeds did not give this one. That says nothing about the instance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class Examiner:
         self._keywords = sorted({keyword for model in models for keyword in model.match})
 
     def examine(self, instances: Sequence[Instance]) -> list[Examined]:
-        """One `Examined` for each instance, in the same order."""
+        """One `Examined` for each instance, in the same order. Raises SeedMissingError where a scorer does."""
         done: dict[int, Examined] = {}
         opened: dict[int, _Open] = {}
         batches: dict[int, list[tuple[_Open, Image]]] = {}  # by model, since each has its own network
@@ -142,6 +147,8 @@ class Examiner:
             return
         try:
             scores = self._scores(batch)
+        except SeedMissingError:
+            raise
         except Exception as error:  # noqa: BLE001  # a model may raise anything, and none of it may pass as clean
             if len(batch) > 1:
                 for one in batch:

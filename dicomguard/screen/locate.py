@@ -26,6 +26,8 @@ _LOOKS: Final = 3
 _OF_CLAIMS: Final = ("claimed", "failed")
 _OF_DECISIONS: Final = ("quarantine", "rejected", "store")
 _QUEUES: Final = ("outbound", "undeliverable")
+# Of receipt and record alike.
+_UIDS: Final = ("sop_instance_uid", "sop_class_uid", "series_instance_uid", "transfer_syntax_uid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Locator:
     def _find(self, decision: Decision, recorded: InstanceDecision) -> Whereabouts:
         for _ in range(_LOOKS):
             for path in self._candidates(decision, recorded):
-                found = check(path, recorded, place=str(path.parent.relative_to(self._root)))
+                found = check(path, decision, recorded, place=str(path.parent.relative_to(self._root)))
                 if found is not None:
                     return found
         uid, digest = str(recorded.sop_instance_uid), recorded.sha256
@@ -108,16 +110,15 @@ class Locator:
             yield from sorted((self._root / place).glob(f"*/{decision.decision_id}"))
 
 
-def check(path: Path, recorded: InstanceDecision, *, place: str) -> Located | Altered | None:
-    """Whether a file is the instance that was recorded, down to its last byte. None: there is no such file."""
+def check(path: Path, decision: Decision, recorded: InstanceDecision, *, place: str) -> Located | Altered | None:
+    """Whether a file is the instance that a decision recorded, down to its last byte. None: there is no such file."""
     try:
         instance = envelope.read(path)
         receipt = instance.receipt
-        said = (receipt.sop_instance_uid, receipt.sop_class_uid, receipt.series_instance_uid)
-        known = (recorded.sop_instance_uid, recorded.sop_class_uid, recorded.series_instance_uid)
         if receipt.sha256 != recorded.sha256:
             return Altered(recorded, place, "its receipt is that of another data set")
-        if (*said, receipt.transfer_syntax_uid) != (*known, recorded.transfer_syntax_uid):
+        is_same = all(getattr(receipt, name) == getattr(recorded, name) for name in _UIDS)
+        if not is_same or receipt.study_instance_uid != decision.study_instance_uid:
             return Altered(recorded, place, "its receipt was changed: it names other UIDs than were recorded")
         # What was altered before it was screened was recorded as that, and is still to be judged the same.
         if Reason.ALTERED_IN_SPOOL not in recorded.reasons and _digest(instance) != recorded.sha256:

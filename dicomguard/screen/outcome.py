@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -10,11 +11,12 @@ from dicomguard.screen.compare import Difference
 
 
 class Outcome(StrEnum):
-    """What came of one decision. `ALTERED`, `DIFFERS` and `MISSING` are wrong; the others explain themselves."""
+    """What came of one decision, gravest last. `MISSING`, `DIFFERS` and `ALTERED` are wrong; the others explain why."""
 
     AGREES = "agrees"
     GONE = "gone"
     OTHER_MODEL = "other model"
+    NOT_DISCLOSED = "not disclosed"
     MISSING = "missing"
     DIFFERS = "differs"
     ALTERED = "altered"
@@ -37,6 +39,11 @@ class Reproduction:
     notes: tuple[str, ...] = ()
     altered: tuple[str, ...] = ()
     largest_distance: float | None = None
+
+    def with_alarms(self, alarms: Iterable[str]) -> Reproduction:
+        """The same, but altered where there is any alarm, which is said first."""
+        said = (*alarms,)
+        return replace(self, outcome=Outcome.ALTERED, problems=(*said, *self.problems)) if said else self
 
     def to_json(self) -> dict[str, Any]:
         """A plain mapping for JSON."""

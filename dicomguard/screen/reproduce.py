@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final, assert_never, get_args
 
@@ -21,12 +21,13 @@ from dicomguard.screen.compare import (
     same_provenance,
     score_differences,
 )
-from dicomguard.screen.examine import Examined, Examiner
+from dicomguard.screen.examine import Examined, Examiner, SeedMissingError
 from dicomguard.screen.locate import Altered, Located, Lost, Whereabouts
 from dicomguard.screen.outcome import Findings, Outcome, Reproduction
 from dicomguard.screen.past import Past, notes_on
 from dicomguard.screen.protected import Protected
 from dicomguard.screen.verdicts import Rules, Standing, decide_claim
+from dicomguard.study import Instance
 
 # Found by the screener from what came before or how long it took, not by looking at the instance.
 _OF_THE_PAST: Final = frozenset({Reason.UID_CONFLICT, Reason.OVERDUE})
@@ -62,10 +63,9 @@ class Reproducer:
         there = [one for one in found if isinstance(one, Located) and not self._lacks_model(one.recorded, findings)]
         for one in found:
             _explain(one, findings)
-        rules = self._rules_of(decision)
-        examined = self._examine(there, past, findings)
-        remade = self._compare(decision, there, examined, rules, findings) if there else 0
-        for note in notes_on(decision, past):
+        looked = self._examine(there, past, findings)
+        remade = self._compare(decision, looked, self._rules_of(decision), findings) if looked else 0
+        for note in (*_taken_as_recorded(decision), *notes_on(decision, past)):
             findings.note(note)
         return findings.result(decision.decision_id, len(decision.instances), remade)
 
@@ -107,7 +107,10 @@ class Reproducer:
         policy = replace(self._rules.policy, certificate="require" if was_required else "record")
         return replace(self._rules, policy=policy, mode=unmatched, destinations=decision.destinations)
 
-    def _examine(self, there: Sequence[Located], past: Past | None, findings: Findings) -> list[Examined]:
+    def _examine(
+        self, there: Sequence[Located], past: Past | None, findings: Findings
+    ) -> list[tuple[InstanceDecision, Examined]]:
+        """What is found now of each instance that can be looked at, in their order."""
         done: dict[int, Examined] = {}
         groups: dict[int | None, list[int]] = {}
         for index, one in enumerate(there):
@@ -119,13 +122,12 @@ class Reproducer:
             self._check_past_fault(one.recorded, of_the_past, past, findings)
         for number, indexes in groups.items():
             examiner = self._nobody if number is None else self._examiners[number]
-            examined = examiner.examine([there[index].instance for index in indexes])
-            for index, item in zip(indexes, examined, strict=True):
+            for index, item in _examined(examiner, {index: there[index].instance for index in indexes}, findings):
                 # One object for all of them: verdicts tell by it which images are judged together.
                 mode = there[index].recorded.mode
                 model = None if number is None or item.model is None else self._in_mode(number, mode)
                 done[index] = replace(item, model=model)
-        return [done[index] for index in range(len(there))]
+        return [(there[index].recorded, done[index]) for index in sorted(done)]
 
     def _in_mode(self, number: int, mode: Mode) -> Protected:
         if (number, mode) not in self._in_modes:
@@ -136,8 +138,8 @@ class Reproducer:
         self, recorded: InstanceDecision, reason: Reason, past: Past | None, findings: Findings
     ) -> None:
         if reason is Reason.OVERDUE:
-            findings.note("that it came too late (overdue) is taken as recorded")
-        elif past is None:
+            return
+        if past is None:
             findings.note("that another data set had come under its UID (uid_conflict) is taken as recorded")
         elif recorded.sop_instance_uid not in past.others:
             other = "the ledger knows no other data set under this UID"
@@ -148,21 +150,21 @@ class Reproducer:
     def _compare(
         self,
         decision: Decision,
-        there: Sequence[Located],
-        examined: Sequence[Examined],
+        looked: Sequence[tuple[InstanceDecision, Examined]],
         rules: Rules,
         findings: Findings,
     ) -> int:
         """Hold what is decided now against the record. Returns for how many instances that could be done."""
+        examined = [item for _, item in looked]
         made = _decide(decision, examined, rules)
         if len(made) != 1:
             findings.differences.append(Difference("decisions", 1, len(made)))
-            return len(there)
+            return len(looked)
         again = made[0]
         pairs = [
-            (one.recorded, now, number)
-            for number, (one, now) in enumerate(zip(there, again.instances, strict=True))
-            if not self._is_other_enrolment(one.recorded, now, findings)
+            (recorded, now, number)
+            for number, ((recorded, _), now) in enumerate(zip(looked, again.instances, strict=True))
+            if not self._is_other_enrolment(recorded, now, findings)
         ]
         is_whole = len(pairs) == len(decision.instances)
         others = [_decide(decision, examined, replace(rules, policy=p))[0] for p in _extremes(rules.policy)]
@@ -221,6 +223,27 @@ class Reproducer:
             findings.distances.append(largest_distance(before, scores))
 
 
+def _examined(examiner: Examiner, instances: Mapping[int, Instance], findings: Findings) -> list[tuple[int, Examined]]:
+    """What an examiner finds of these, by number. One whose noise cannot be drawn again takes no other along."""
+    try:
+        return list(zip(instances, examiner.examine([*instances.values()]), strict=True))
+    except SeedMissingError:
+        if len(instances) > 1:
+            return [found for n, one in instances.items() for found in _examined(examiner, {n: one}, findings)]
+    uid = next(iter(instances.values())).sop_instance_uid
+    findings.add(Outcome.NOT_DISCLOSED, f"{uid}: the seeds of its noise are not in the file; ask for a new export")
+    return []
+
+
+def _taken_as_recorded(decision: Decision) -> Iterator[str]:
+    """What neither instances nor models can tell."""
+    reasons = {*decision.reasons, *(reason for instance in decision.instances for reason in instance.reasons)}
+    if Reason.OVERDUE in reasons:
+        yield "that it came too late (overdue) is taken as recorded"
+    if Reason.UNMATCHED in reasons:
+        yield "that no bundle was configured for such images (unmatched) is taken as recorded"
+
+
 def _decide(decision: Decision, examined: Sequence[Examined], rules: Rules) -> list[Decision]:
     """What the screener would decide of these instances if their study had no past."""
     standing = Standing(decision.version, frozenset())
@@ -237,6 +260,11 @@ def _extremes(policy: Policy) -> list[Policy]:
 def _compare_study(decision: Decision, again: Decision, dispositions: set[Disposition], findings: Findings) -> None:
     """`dispositions`: what any policy would do with the study."""
     found = findings.differences
+    if (again.peer, again.received_at) != (decision.peer, decision.received_at):
+        findings.note(
+            f"recorded as sent by {decision.peer}, {decision.received_at.isoformat()}; the receipts say {again.peer},"
+            f" {again.received_at.isoformat()}"
+        )
     if again.verdict is not decision.verdict:
         found.append(Difference("study: verdict", decision.verdict.value, again.verdict.value))
     is_sticky = Reason.STUDY_QUARANTINED in decision.reasons
@@ -291,7 +319,8 @@ def _provenance_of(model: Protected) -> dict[str, Any]:
 def _enrolment_name(scores: dict[str, Any] | None) -> str:
     if scores and scores.get("enrolment"):
         return f"enrolment {str(scores['enrolment'])[:16]}"
-    threshold = ((scores or {}).get("thresholds") or {}).get("statistic")
+    thresholds = (scores or {}).get("thresholds")
+    threshold = thresholds.get("statistic") if isinstance(thresholds, Mapping) else None
     if isinstance(threshold, int | float) and math.isfinite(threshold):
         return f"threshold {threshold:.6g}"
     return "no enrolment"

@@ -106,6 +106,28 @@ def repack(source, target, change=lambda files: files, *, mend=False, **options)
     return target
 
 
+def forge(source, target, change, files=lambda files: files):
+    """The archive again with another decision, in its ledger too: all that somebody without the site's key can do."""
+
+    def both(content):
+        decision, ledger = json.loads(content["decision.json"]), json.loads(content["ledger.json"])
+        before = json.loads(content["decision.json"])
+        change(decision)
+        (covered,) = (row["covered"] for row in ledger["rows"] if row["table"] == "decisions")
+        covered["instances"] = covered["instances"][: len(decision["instances"])]
+        for row, was, now in [
+            (covered["row"], before, decision),
+            *zip(covered["instances"], before["instances"], decision["instances"], strict=False),
+        ]:
+            for name in now:
+                if now[name] != was.get(name) and name != "instances":
+                    row[name] = to_text(now[name]) if isinstance(now[name], list | dict) else now[name]
+        made = {"decision.json": json.dumps(decision).encode(), "ledger.json": json.dumps(ledger).encode()}
+        return files({**content, **made})
+
+    return repack(source, target, both, mend=True)
+
+
 # Made again ----------------------------------------------------------------------------------------------------------
 
 
@@ -555,15 +577,145 @@ def test_an_instance_that_was_exchanged_in_the_file_is_altered(exported, small, 
 def test_a_verdict_that_was_exchanged_in_the_file_differs(exported, small, tmp_path):
     desk, _, out = exported
 
-    def change(files):
-        decision = json.loads(files["decision.json"])
+    def change(decision):
         decision["instances"][0]["verdict"] = decision["verdict"] = "CLEAN"
         decision["instances"][0]["reasons"] = []
-        return {**files, "decision.json": json.dumps(decision).encode()}
 
-    forged = repack(out, tmp_path / "forged.zip", change, mend=True)
+    forged = forge(out, tmp_path / "forged.zip", change)
     code, _, (found,) = from_file(desk, forged, "--bundle", str(small[0]))
     assert (code, found["outcome"]) == (1, "differs")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(peer="ANOTHER@10.0.0.1"),
+        lambda d: d.update(decided_at="2001-01-01T00:00:00+00:00"),
+        lambda d: d["instances"].pop(),
+        lambda d: d["instances"][0].update(mode="enforce"),
+        lambda d: d["instances"][0]["scores"]["statistics"].__setitem__(0, 0.5),
+    ],
+)
+def test_a_decision_that_is_not_the_one_of_the_ledger_is_refused(exported, small, tmp_path, change):
+    desk, _, out = exported
+
+    def only_there(files):
+        decision = json.loads(files["decision.json"])
+        change(decision)
+        return {**files, "decision.json": json.dumps(decision).encode()}
+
+    forged = repack(out, tmp_path / "forged.zip", only_there, mend=True)
+    with pytest.raises(EvidenceError, match="another decision than the row of the ledger"):
+        from_file(desk, forged, "--bundle", str(small[0]))
+
+
+def test_instances_that_the_decision_does_not_name_are_refused(exported, small, tmp_path):
+    desk, _, out = exported
+    for name, change in (("none", lambda d: d["instances"].clear()), ("fewer", lambda d: d["instances"].pop())):
+        forged = forge(out, tmp_path / f"{name}.zip", change)
+        with pytest.raises(EvidenceError, match="instances that its decision does not name"):
+            from_file(desk, forged, "--bundle", str(small[0]))
+
+
+def test_another_study_or_sender_than_that_of_the_instances_is_said(exported, small, tmp_path):
+    desk, _, out = exported
+    forged = forge(out, tmp_path / "study.zip", lambda d: d.update(study_instance_uid="1.2.3"))
+    code, _, (found,) = from_file(desk, forged, "--bundle", str(small[0]))
+    assert (code, found["outcome"], found["recomputed"]) == (1, "altered", 0)
+    forged = forge(out, tmp_path / "peer.zip", lambda d: d.update(peer="ANOTHER@10.0.0.1"))
+    code, _, (found,) = from_file(desk, forged, "--bundle", str(small[0]))
+    assert any("ANOTHER@10.0.0.1" in note and "the receipts say" in note for note in found["notes"])
+
+
+def no_scores(decision):
+    """As if the model had failed on every image."""
+    for instance in decision["instances"]:
+        instance.update(verdict="UNSCORABLE", reasons=["model_fault"], scores=None, detail="frame 0: ValueError")
+    decision.update(verdict="UNSCORABLE", reasons=["model_fault"])
+
+
+@pytest.mark.parametrize("seeds", ["[]", "whole"])
+def test_that_the_model_failed_is_not_believed(exported, small, tmp_path, seeds):
+    desk, _, out = exported
+    forged = forge(
+        out,
+        tmp_path / "forged.zip",
+        no_scores,
+        lambda files: files if seeds == "whole" else {**files, "seeds.json": seeds.encode()},
+    )
+    code, _, (found,) = from_file(desk, forged, "--bundle", str(small[0]))
+    expected = (1, "differs", 2) if seeds == "whole" else (3, "not disclosed", 0)
+    assert (code, found["outcome"], found["recomputed"]) == expected
+    if seeds == "[]":
+        assert [uid in problem for uid, problem in zip(_uids(out), found["problems"], strict=True)] == [True, True]
+
+
+def _uids(path):
+    with Archive(path) as archive:
+        return [instance["sop_instance_uid"] for instance in archive.json("decision.json")["instances"]]
+
+
+def test_that_one_seed_is_missing_takes_no_other_image_along(exported, small, tmp_path):
+    desk, _, out = exported
+    first, _ = _uids(out)
+
+    def without_first(files):
+        seeds = [s for s in json.loads(files["seeds.json"]) if s["sop_instance_uid"] != first]
+        return {**files, "seeds.json": json.dumps(seeds).encode()}
+
+    forged = repack(out, tmp_path / "forged.zip", without_first, mend=True)
+    code, _, (found,) = from_file(desk, forged, "--bundle", str(small[0]))
+    assert (code, found["outcome"], found["recomputed"]) == (3, "not disclosed", 1)
+    assert [first in p for p in found["problems"]] == [True]
+    assert not found["differences"]
+
+
+def test_where_the_model_failed_somebody_else_can_see_whether_it_does(tmp_path, small, monkeypatch):
+    from dicomguard.scoring.scorer import Scorer
+
+    def fails(*_):
+        raise ValueError("out of tune")
+
+    desk = Desk(tmp_path, **section(small[0]))
+    send_patient(desk, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Scorer, "score", fails)
+        desk.screen()
+        (decision,) = decisions(desk)
+        assert [r.value for r in decision.reasons] == ["model_fault"]
+        out = tmp_path / "x.zip"
+        assert export(desk, decision, out, "--with-instances")[2][0]["seeds"] == 2
+        code, _, (found,) = from_file(desk, out, "--bundle", str(small[0]))
+        assert (code, found["outcome"], found["recomputed"]) == (0, "agrees", 1)
+    code, _, (found,) = from_file(desk, out, "--bundle", str(small[0]))
+    assert (code, found["outcome"], found["recomputed"]) == (1, "differs", 1)
+
+
+def test_a_row_that_was_edited_before_the_export_is_an_alarm(node, small, tmp_path):
+    decision = scored(node)
+    with sqlite3.connect(node.config.data_dir / "ledger.db") as database:
+        database.execute("DROP TRIGGER decisions_no_update")
+        database.execute("UPDATE decisions SET version = 7 WHERE decision_id = ?", (decision.decision_id,))
+    database.close()
+    assert export(node, decision, tmp_path / "x.zip", "--with-instances")[0] == 1
+    code, _, (found,) = from_file(node, tmp_path / "x.zip", "--bundle", str(small[0]))
+    assert (code, found["outcome"]) == (1, "altered")
+    assert "decisions seq" in found["problems"][0]
+
+
+def test_scores_that_no_version_wrote_differ(exported, small, tmp_path):
+    desk, _, out = exported
+    for number, change in enumerate(
+        [
+            lambda s: s.update(statistics=["x", None], worst={"frame": 1}),
+            lambda s: s.update(thresholds="none", enrolment=None),
+            lambda s: s.clear(),
+        ]
+    ):
+        forged = forge(out, tmp_path / f"{number}.zip", lambda d, c=change: c(d["instances"][0]["scores"]))
+        code, _, (found,) = from_file(desk, forged, "--bundle", str(small[0]))
+        assert (code, found["outcome"] in {"differs", "other model"}) == (code, True), found
+        assert code in {1, 3}
 
 
 def _without(name):
@@ -594,6 +746,11 @@ def _with(name, content=b"x"):
         (_with("manifest.json", b'{"format": "dicomguard evidence 1", "files": {"a": 1}}'), {}),
         (_with("decision.json", b"{}"), {"mend": True}),
         (_with("decision.json", b"null"), {"mend": True}),
+        (_with("ledger.json", b"null"), {"mend": True}),
+        (_with("ledger.json", b'{"rows": []}'), {"mend": True}),
+        (_with("ledger.json", b'{"rows": [{"table": "decisions", "covered": {"row": 5}}]}'), {"mend": True}),
+        (_with("seeds.json", b"[5]"), {"mend": True}),
+        (_with("model.json", b'{"policy": {"overdue": 5}}'), {"mend": True}),
         (_with("seeds.json", b'[{"seed": "00"}]'), {"mend": True}),
         (_with("seeds.json", b'{"a": 1}'), {"mend": True}),
         (_with("model.json", b'{"policy": {"unknown": 1}}'), {"mend": True}),
@@ -620,13 +777,11 @@ def test_words_of_a_file_do_nothing_to_the_terminal(exported, small, tmp_path):
     desk, _, out = exported
     words = "\x1b]0;title\x07\x1b[2J\r\u202eAGREES\nall is well"
 
-    def change(files):
-        decision = json.loads(files["decision.json"])
+    def change(decision):
         for instance in decision["instances"]:
             instance["bundle"] = instance["fingerprint"] = words
-        return {**files, "decision.json": json.dumps(decision).encode()}
 
-    forged = repack(out, tmp_path / "forged.zip", change, mend=True)
+    forged = forge(out, tmp_path / "forged.zip", change)
     code, text, _ = desk.run("reproduce", "--from", str(forged), "--bundle", str(small[0]))
     assert code == 3
     assert r"\x1b]0;title\x07\x1b[2J\r\u202eAGREES\nall is well" in text
@@ -672,3 +827,21 @@ def test_an_enrolment_that_fits_no_bundle_is_refused(node, tmp_path):
         node.run("reproduce", "--all", "--enrolment", str(tmp_path / "e"))
     with pytest.raises(BundleError, match="no enrolment"):
         node.run("reproduce", "--all", "--enrolment", str(Path("nowhere")))
+
+
+def test_names_and_headers_that_no_program_writes_are_refused(exported, tmp_path):
+    _, _, out = exported
+    whole = out.read_bytes()
+    with Archive(out) as archive:
+        where = {info.filename: info.header_offset for info in archive._zip.infolist()}
+    offset = where["seeds.json"]
+    for number, (at, value) in enumerate([(offset + 30, b"\xff"), (offset + 7, b"\x08"), (offset + 28, b"\xff\xff")]):
+        forged = bytearray(whole)
+        forged[at : at + len(value)] = value
+        (tmp_path / f"{number}.zip").write_bytes(forged)
+        with Archive(tmp_path / f"{number}.zip") as archive:
+            if number == 1:
+                forged[offset + 30] = 0xFF  # with the bit that says UTF-8, a name that is none
+                (tmp_path / "1.zip").write_bytes(forged)
+        with pytest.raises(EvidenceError), Archive(tmp_path / f"{number}.zip") as archive:
+            archive.check()

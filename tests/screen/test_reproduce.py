@@ -76,7 +76,10 @@ def test_what_no_bundle_is_for_and_what_is_no_image_agree(site):
     decisions = site.decisions()
     assert len(decisions) == 3
     assert {reason for d in decisions for reason in d.reasons} == {Reason.UNMATCHED, Reason.UID_MISMATCH}
-    assert {Recorder(site).again(d).outcome for d in decisions} == {Outcome.AGREES}
+    found = {d.reasons: Recorder(site).again(d) for d in decisions}
+    assert {one.outcome for one in found.values()} == {Outcome.AGREES}
+    assert [note for note in found[(Reason.UNMATCHED,)].notes if "taken as recorded" in note]
+    assert found[(Reason.UID_MISMATCH,)].notes == ()
 
 
 def test_a_conflict_agrees_while_the_ledger_knows_the_other_data_set(site):
