@@ -75,7 +75,8 @@ def join(
     with records(config, ledger, site_key) as node, Bars(quiet=as_json) as bars:
         settings = node.settings
         waiting = set() if settings is None else _waiting(settings)
-        for done, one in enumerate(account(rows, node.ledger, waiting), 1):
+        failed = set() if settings is None else _failed(settings)
+        for done, one in enumerate(account(rows, node.ledger, waiting, failed), 1):
             accounts.append(one)
             bars("look up", done, expected)
     found = summary(accounts)
@@ -148,6 +149,12 @@ def _waiting(settings: Config) -> set[str]:
     arrived = [instance for key in spool.arrivals() for instance in spool.waiting(key)]
     claimed = [instance for claim in spool.claims() for instance in claim.instances]
     return {str(instance.sop_instance_uid) for instance in (*arrived, *claimed)}
+
+
+def _failed(settings: Config) -> set[tuple[str, str]]:
+    """SOP Instance UID and SHA-256 of what lies in claims that were given up."""
+    spool = compose.open_spool(settings, existing=True)
+    return {(i.sop_instance_uid, i.receipt.sha256) for claim in spool.failed() for i in claim.instances}
 
 
 def _show(found: dict[str, Any], folder: Path) -> None:

@@ -121,16 +121,25 @@ def latency_s(decision: Decision) -> float:
     return (decision.decided_at - decision.received_at).total_seconds()
 
 
-def account(rows: Sequence[Row], ledger: Ledger, waiting: Collection[str] = ()) -> Iterator[Account]:
+def account(
+    rows: Sequence[Row], ledger: Ledger, waiting: Collection[str] = (), failed: Collection[tuple[str, str]] = ()
+) -> Iterator[Account]:
     """One account for each file that was to be sent, in the manifest's order.
 
-    `waiting`: SOP Instance UIDs that lie in the node's spool undecided, where the caller could look.
+    `waiting`: SOP Instance UIDs that lie in the node's spool undecided, where the caller could look. `failed`: the SOP
+    Instance UID and SHA-256 of what lies there in claims that were given up.
 
     Raises:
         LedgerError: the ledger cannot be read.
 
     """
-    failed = {event.subject_uid for event in ledger.events(EventKind.SCREENING_FAILED)}
+    given_up = frozenset(event.subject_uid for event in ledger.events(EventKind.SCREENING_FAILED))
+    purged = (
+        (item["sop_instance_uid"], item["sha256"])
+        for event in ledger.events(EventKind.FAILED_PURGED)
+        for item in event.detail["instances"]
+    )
+    failures = _Failures(frozenset([*failed, *purged]), given_up)
     studies: dict[str, list[Decision]] = {}
     for row in rows:
         if not row.is_sent:
@@ -140,7 +149,20 @@ def account(rows: Sequence[Row], ledger: Ledger, waiting: Collection[str] = ()) 
             # Studies come one after the other, and a decision holds every instance's scores.
             studies = {uid: list(ledger.decisions(study_uid=uid))} if uid else {}
         records = _records(studies.get(uid, []), row) or _records(_known(ledger, row), row)
-        yield _account(row, records, has_failed=bool(uid) and uid in failed, waits=row.sop_instance_uid in waiting)
+        yield _account(row, records, failures, waits=row.sop_instance_uid in waiting)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failures:
+    """Claims that were given up: SOP Instance UID and SHA-256 of what was in them, and the studies they were of."""
+
+    files: frozenset[tuple[str, str]]
+    studies: frozenset[str]
+
+    def has(self, row: Row) -> bool:
+        if row.sha256 is None:
+            return any(uid == row.sop_instance_uid for uid, _ in self.files)
+        return (row.sop_instance_uid, row.sha256) in self.files
 
 
 def _known(ledger: Ledger, row: Row) -> list[Decision]:
@@ -154,7 +176,7 @@ def _records(decisions: Sequence[Decision], row: Row) -> list[tuple[Decision, In
 
 
 def _account(
-    row: Row, records: Sequence[tuple[Decision, InstanceDecision]], *, has_failed: bool, waits: bool
+    row: Row, records: Sequence[tuple[Decision, InstanceDecision]], failures: _Failures, *, waits: bool
 ) -> Account:
     count = len(records)
     same = [(d, i) for d, i in records if row.sha256 in (None, i.sha256)]
@@ -169,9 +191,12 @@ def _account(
         return Account(row, Status.OTHER_BYTES, count, decision, instance, note)
     if waits:
         return Account(row, Status.WAITING, note="it is in the spool and not decided yet")
-    if has_failed:
+    if failures.has(row):
         return Account(row, Status.FAILED, note="see 'dicomguard failed list'")
-    return Account(row, Status.NEVER, note=row.error or "nothing of it is on record")
+    note = row.error or "nothing of it is on record"
+    if row.study_instance_uid in failures.studies:
+        note += "; a claim of its study failed: name the node with -c, so that what lies in failed/ is seen"
+    return Account(row, Status.NEVER, note=note)
 
 
 def _plain(value: float | None) -> float | str | None:

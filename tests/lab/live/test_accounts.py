@@ -84,8 +84,8 @@ def row(sop, study, truth="clean", **others):
     return Row(sop, truth, **given | others)
 
 
-def one(ledger, *rows, waiting=()):
-    (found,) = account(rows, ledger, waiting)
+def one(ledger, *rows, waiting=(), failed=()):
+    (found,) = account(rows, ledger, waiting, failed)
     return found
 
 
@@ -112,9 +112,22 @@ def test_what_nobody_has_seen_is_named(ledger):
 
 def test_a_claim_that_was_given_up_is_accounted_for(ledger):
     ledger.record_event("screening_failed", "1", {"claim_id": "c"})
-    found = one(ledger, row("1.1", "1"))
+    sent = row("1.1", "1")
+    found = one(ledger, sent, failed={("1.1", sent.sha256)})
     assert (found.status, found.is_accounted, found.is_decided) == (Status.FAILED, True, False)
-    assert one(ledger, row("2.1", "2")).status is Status.NEVER
+    never = one(ledger, row("1.2", "1"), failed={("1.1", sent.sha256)})
+    assert (never.status, never.is_accounted) == (Status.NEVER, False)
+    assert "a claim of its study failed" in never.note
+    assert one(ledger, sent, failed={("1.1", "0" * 64)}).status is Status.NEVER
+    assert "failed" not in one(ledger, row("2.1", "2")).note
+
+
+def test_a_failed_claim_that_a_person_removed_is_accounted_for(ledger):
+    sent = row("1.1", "1")
+    removed = {"claim_id": "c", "instances": [{"sop_instance_uid": "1.1", "sha256": sent.sha256}]}
+    ledger.record_event("failed_purged", "1", removed)
+    assert one(ledger, sent).status is Status.FAILED
+    assert one(ledger, row("1.2", "1")).status is Status.NEVER
 
 
 def test_what_waits_in_the_spool_is_not_lost_and_not_accounted_for(ledger):
