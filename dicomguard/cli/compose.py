@@ -76,9 +76,29 @@ def _nothing_there(config: Config, what: str) -> ConfigError:
 
 
 def site_key(config: Config) -> SiteKey:
-    """The site's key, made at the first start. Raises ConfigError."""
+    """The site's key, made at the first start. Raises ConfigError, also where it is gone: no other can replace it."""
     check_owner(config)
+    # Asked a second time: beside us, another part may just make the key and begin the ledger.
+    if not config.key_file.exists() and has_begun(config) and not config.key_file.exists():
+        raise ConfigError(
+            f"The site key {config.key_file} is gone, and the ledger was begun with it.",
+            advice=(
+                "Restore it from its backup: without it nothing recorded can be verified or made again, so no new one"
+                f" is made in its place. To begin anew, move {config.data_dir} and the ledger away."
+            ),
+        )
     return load_or_create(config.key_file)
+
+
+def has_begun(config: Config) -> bool:
+    """True when something was recorded under a site key: there is a heads file or, for SQLite, a ledger."""
+    from dicomguard.ledger import Ledger
+
+    return _heads_file(config).exists() or Ledger.has_content(config.ledger_url)
+
+
+def _heads_file(config: Config) -> Path:
+    return config.key_file.with_name("ledger.heads")
 
 
 def open_spool(config: Config, *, existing: bool = False) -> Spool:
@@ -103,14 +123,14 @@ def open_ledger(config: Config, writer: str, *, existing: bool = False) -> Ledge
         raise _nothing_there(config, "ledger")
     config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     chain_key = site_key(config).for_purpose("ledger-chain")
-    return Ledger.open(config.ledger_url, chain_key, writer, heads=config.key_file.with_name("ledger.heads"))
+    return Ledger.open(config.ledger_url, chain_key, writer, heads=_heads_file(config))
 
 
 def has_ledger(config: Config) -> bool:
-    """True when there is a site key, and, for SQLite, a database file."""
+    """True when there is, or was, a site key, and, for SQLite, a database file."""
     from dicomguard.ledger import Ledger
 
-    return config.key_file.exists() and Ledger.is_there(config.ledger_url)
+    return (config.key_file.exists() or has_begun(config)) and Ledger.is_there(config.ledger_url)
 
 
 def receive_settings(config: Config) -> ReceiveSettings:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from dicomguard.cli import compose
 from dicomguard.config import Config
 from dicomguard.errors import ConfigError, DicomguardError
-from dicomguard.site_key import load_or_create
 
 if TYPE_CHECKING:  # torch, imported by the checks that need it
     from dicomguard.scoring.enrolment import Enrolment
@@ -63,10 +62,10 @@ def _peers(config: Config) -> Iterator[Check]:
 
 def _key(config: Config) -> Iterator[Check]:
     try:
-        if not config.key_file.exists():
+        if not (config.key_file.exists() or compose.has_begun(config)):
             yield Check("site key", "warn", f"{config.key_file} is not there yet; it is made at the first start.")
             return
-        load_or_create(config.key_file)
+        compose.site_key(config)
         yield Check("site key", "ok", f"{config.key_file} is there and private. Is it in a backup?")
     except ConfigError as error:
         yield Check("site key", "fail", str(error))

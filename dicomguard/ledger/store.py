@@ -65,6 +65,16 @@ def is_there(url: str) -> bool:
     return parsed.get_backend_name() != "sqlite" or not _is_file(parsed) or Path(parsed.database or "").is_file()
 
 
+def has_content(url: str) -> bool:
+    """True when `url` names an SQLite file with something in it: a start that was killed may leave an empty one."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return False
+    path = Path(parsed.database or "")
+    return parsed.get_backend_name() == "sqlite" and _is_file(parsed) and path.is_file() and path.stat().st_size > 0
+
+
 @contextlib.contextmanager
 def speaking_plainly(name: str) -> Iterator[None]:
     """Turn the database's errors into `LedgerError` with advice. Statements and their values are left out."""

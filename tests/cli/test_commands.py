@@ -1,6 +1,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -8,6 +10,19 @@ import yaml
 from dicomguard.errors import ConfigError, NotFoundError, ReviewError
 from dicomguard.spool import envelope
 from tests.scoring.small import enrol_small, write_small
+
+# A part of the node that begins: key first, then the ledger, as all of them do.
+OPENS = """
+import sys
+from pathlib import Path
+from dicomguard.cli import compose
+from dicomguard.config import load
+
+folder = Path(sys.argv[1])
+config = load(folder / "node.yaml", {})
+for _ in range(3):
+    compose.open_ledger(config, "screen").close()
+"""
 
 
 def test_decisions_are_shown_to_people_machines_and_spreadsheets(desk_with_studies):
@@ -203,6 +218,38 @@ class TestDoctor:
         desk.config.key_file.chmod(0o644)
         states = {row["name"]: row["state"] for row in desk.run("doctor", "--json")[2]}
         assert states["bundle nowhere"] == states["site key"] == states["ledger"] == "fail"
+
+    @pytest.mark.parametrize("kept", ["both", "ledger", "heads"])
+    def test_a_lost_key_fails_and_none_is_made_in_its_place(self, desk, kept):
+        desk.decide("1.1")
+        key = desk.config.key_file
+        secret = key.read_bytes()
+        key.unlink()
+        if kept == "heads":
+            for path in desk.config.data_dir.glob("ledger.db*"):
+                path.unlink()
+        if kept == "ledger":
+            key.with_name("ledger.heads").unlink()
+        code, _, rows = desk.run("doctor", "--json")
+        states = {row["name"]: row for row in rows}
+        assert (code, states["site key"]["state"]) == (1, "fail")
+        assert "Restore it from its backup" in states["site key"]["message"]
+        assert states["ledger"]["state"] == ("warn" if kept == "heads" else "fail")
+        with pytest.raises(ConfigError, match="is gone"):
+            desk.run("serve")
+        with pytest.raises(ConfigError, match="is gone" if kept != "heads" else "There is no ledger"):
+            desk.run("verify")
+        assert not key.exists()
+        key.write_bytes(secret)
+        key.chmod(0o600)
+        if kept == "both":
+            assert desk.run("verify")[0] == 0
+
+    def test_parts_that_start_at_once_make_one_key_and_none_is_refused(self, tmp_path):
+        (tmp_path / "node.yaml").write_text(f"data_dir: {tmp_path / 'data'}\n")
+        words = [sys.executable, "-c", OPENS, str(tmp_path)]
+        parts = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+        assert [part.communicate()[1] for part in parts] == [""] * 4
 
     def test_bundles_that_guard_nobody_fail(self, desk):
         settings = yaml.safe_load(desk.path.read_text()) | {"destinations": []}
