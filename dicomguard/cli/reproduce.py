@@ -263,15 +263,20 @@ def _moment(text: str | None) -> datetime | None:
 
 
 def removals(ledger: Ledger) -> dict[tuple[str, str, str], Removal]:
-    """Every removal on record, by decision, instance and digest; the first where it was recorded twice."""
+    """Every removal on record, by decision or failed claim, instance and digest; the first of several."""
     from dicomguard.ledger import EventKind
     from dicomguard.screen.locate import Removal
 
     found: dict[tuple[str, str, str], Removal] = {}
-    for kind in (EventKind.RETENTION_REMOVED, EventKind.REJECTED_PURGED, EventKind.FAILED_PURGED):
+    kinds = {
+        EventKind.RETENTION_REMOVED: "decision_id",
+        EventKind.REJECTED_PURGED: "decision_id",
+        EventKind.FAILED_PURGED: "claim_id",
+    }
+    for kind, about in kinds.items():
         for event in ledger.events(kind):
             for item in event.detail["instances"]:
-                key = (str(event.detail.get("decision_id", "")), item["sop_instance_uid"], item["sha256"])
+                key = (str(event.detail[about]), item["sop_instance_uid"], item["sha256"])
                 found.setdefault(key, Removal(kind, event.at))
     return found
 

@@ -8,7 +8,7 @@ then, before it is said.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from dicomguard.cli import compose
 from dicomguard.cli.whereabouts import Whereabouts
 from dicomguard.config import Config
 from dicomguard.decision import Decision, Disposition
-from dicomguard.errors import BundleError, EnvelopeError, NotFoundError
+from dicomguard.errors import BundleError, EnvelopeError, LedgerError, NotFoundError
 from dicomguard.ledger import Ledger
 from dicomguard.spool import envelope
 from dicomguard.spool.store import EVIDENCE, Spool
@@ -35,9 +35,18 @@ def problems(config: Config) -> Iterator[Finding]:
     with compose.open_ledger(config, "cli", existing=True) as ledger:
         for problem in ledger.verify():
             yield {"what": "ledger", **problem.to_json(), "message": str(problem)}
-        yield from _Present(spool, ledger).problems()
-        yield from Whereabouts(spool, ledger).problems()
+        yield from _as_far_as_it_goes("the files", lambda: _Present(spool, ledger).problems())
+        yield from _as_far_as_it_goes("what is missing", lambda: Whereabouts(spool, ledger).problems())
     yield from _bundles(config)
+
+
+def _as_far_as_it_goes(what: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """One check; a row of the ledger that it cannot use ends it, not those that come after."""
+    try:
+        yield from check()
+    except (LedgerError, KeyError, TypeError, ValueError) as error:
+        said = str(error) if isinstance(error, LedgerError) else f"A row of the ledger says nothing ({error!r})."
+        yield {"what": "ledger", "message": f"{said} The check of {what} ended there."}
 
 
 class _Present:
@@ -89,7 +98,10 @@ class _Present:
         whole.add(identity)
         if place not in _OF_DECISIONS:
             return None
-        decision = self._decision(path.parent.name)
+        try:
+            decision = self._decision(path.parent.name)
+        except LedgerError as error:
+            return {**where, "message": f"{uid} in {place}/ cannot be held against its decision. {error}"}
         decided = next((i for i in decision.instances if i.file_name == path.name), None) if decision else None
         if decision is None or decided is None:
             return {**where, "message": f"No decision {path.parent.name} of the ledger names {uid} in {place}/."}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dicomguard.decision import Decision, Disposition, InstanceDecision
+from dicomguard.errors import LedgerError
 from dicomguard.ledger import Delivery, DeliveryState, EventKind, Ledger
 from dicomguard.spool.store import Spool
 
@@ -27,25 +28,29 @@ class Whereabouts:
         self._removed: set[tuple[str, str, str]] = set()
         self._purged: set[str] = set()
         self._requeued: set[str] = set()
-        self._thrown_away: set[_Content] = set()
+        self._thrown_away: set[tuple[str, str, str]] = set()
         self._last: Decision | None = None
         self._refresh()
 
     def problems(self) -> Iterator[dict[str, Any]]:
-        """Every instance that should be somewhere and is not."""
+        """Every instance that should be somewhere and is not, and every decision that does not say where."""
+        unreadable: list[LedgerError] = []
         suspects = [
             (decision, instance)
-            for decision in self._ledger.decisions()
+            for decision in self._ledger.decisions(skip=unreadable.append)
             for instance in decision.instances
             if self._missing_from(decision, instance)
         ]
+        for error in unreadable:
+            yield {"what": "ledger", "message": f"{error} Where its instances are was not checked."}
         for _ in range(_LOOKS if suspects else 0):
             self._refresh()
             suspects = [
                 (decision, instance) for decision, instance in suspects if self._missing_from(decision, instance)
             ]
         for decision, instance in suspects:
-            if _content(instance) in self._thrown_away or self._was_screened_anew(decision, instance):
+            was_removed = (decision.claim_id, *_content(instance)) in self._thrown_away
+            if was_removed or self._was_screened_anew(decision, instance):
                 continue  # its claim failed before it got there; a person had it removed, or screened again
             has_failed = self._claims("failed", decision, instance)
             yield _finding(decision, instance, self._expected_place(decision), _HAS_FAILED if has_failed else "")
@@ -131,7 +136,7 @@ class Whereabouts:
         self._requeued = {event.detail["claim_id"] for event in self._ledger.events(EventKind.REQUEUED)}
         self._purged = {event.detail["decision_id"] for event in self._ledger.events(EventKind.REJECTED_PURGED)}
         self._thrown_away = {
-            content
+            (event.detail["claim_id"], *content)
             for event in self._ledger.events(EventKind.FAILED_PURGED)
             for content in _contents(event.detail["instances"])
         }

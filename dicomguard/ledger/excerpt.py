@@ -69,9 +69,9 @@ def of_decision(
 
 
 def decision_in(excerpt: Mapping[str, Any], decision_id: str) -> Decision:
-    """The decision that the rows of an excerpt are. Raises KeyError, TypeError, ValueError or AttributeError on others.
+    """The decision that the rows of an excerpt are. What was taken out of a row, as its NULLs are, reads as None.
 
-    What was taken out of a row, as its NULLs are, reads as None.
+    Raises LedgerError where one cannot be read, KeyError, TypeError, ValueError or AttributeError on no excerpt at all.
     """
     rows = [row["covered"] for row in excerpt["rows"] if row["table"] == tables.decisions.name]
     (covered,) = (covered for covered in rows if covered["row"]["decision_id"] == decision_id)

@@ -89,6 +89,11 @@ class Ledger:
         """False when `url` is an SQLite file that does not exist yet. Makes nothing. Raises LedgerError."""
         return store.is_there(url)
 
+    @staticmethod
+    def has_content(url: str) -> bool:
+        """True when `url` is an SQLite file that was begun. False for a server, which is not asked. Makes nothing."""
+        return store.has_content(url)
+
     def __enter__(self) -> Self:
         return self
 
@@ -147,9 +152,17 @@ class Ledger:
         return next(self._decisions(column == found[0]))
 
     def decisions(
-        self, study_uid: str | None = None, disposition: Disposition | None = None, limit: int | None = None
+        self,
+        study_uid: str | None = None,
+        disposition: Disposition | None = None,
+        limit: int | None = None,
+        *,
+        skip: Callable[[LedgerError], None] | None = None,
     ) -> Iterator[Decision]:
-        """Decisions, oldest first; with `limit` the newest so many of them. Reads page by page and holds no lock."""
+        """Decisions, oldest first; with `limit` the newest so many of them. Reads page by page and holds no lock.
+
+        One whose rows cannot be read is passed over where `skip` is there to be told of it; otherwise it is raised.
+        """
         conditions = []
         if study_uid is not None:
             conditions.append(tables.decisions.c.study_key == key_of(study_uid))
@@ -162,7 +175,7 @@ class Ledger:
             if not ids:
                 return
             conditions.append(tables.decisions.c.id >= ids[-1])
-        yield from self._decisions(*conditions)
+        yield from self._decisions(*conditions, skip=skip)
 
     def decision_ids(self, since: datetime | None = None, limit: int | None = None) -> list[str]:
         """Ids of decisions made at `since` (aware) or later, oldest first; with `limit` the newest so many of them."""
@@ -472,7 +485,9 @@ class Ledger:
             except OSError as error:
                 _log.error("The ledger's heads file cannot be written: %s.", error.strerror)
 
-    def _decisions(self, *conditions: sa.ColumnElement[bool]) -> Iterator[Decision]:
+    def _decisions(
+        self, *conditions: sa.ColumnElement[bool], skip: Callable[[LedgerError], None] | None = None
+    ) -> Iterator[Decision]:
         table, parts, last = tables.decisions, tables.decision_instances, 0
         while True:
             page = sa.select(table).where(*conditions, table.c.id > last).order_by(table.c.id).limit(_PAGE_ROWS)
@@ -484,7 +499,14 @@ class Ledger:
                 for part in connection.execute(query).mappings():
                     instances[part["decision_id"]].append(dict(part))
             for row in found:
-                yield rows.to_decision(row, instances[row["decision_id"]])
+                try:
+                    decision = rows.to_decision(row, instances[row["decision_id"]])
+                except LedgerError as error:
+                    if skip is None:
+                        raise
+                    skip(error)
+                else:
+                    yield decision
             if len(found) < _PAGE_ROWS:
                 return
             last = found[-1]["id"]

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 from dicomguard.association import AssociationEvent, AssociationKind
 from dicomguard.decision import Decision, Disposition, InstanceDecision, Reason, Verdict
+from dicomguard.errors import LedgerError
 from dicomguard.ledger.chain import Row
 from dicomguard.ledger.draws import Draw
 from dicomguard.ledger.records import Delivery, DeliveryState, Event, Review
 from dicomguard.ledger.tables import from_stamp, to_stamp, to_text
 from dicomguard.study import Uid, key_of
+
+_Read = TypeVar("_Read", bound=Callable[..., Any])
+
+
+def _of_table(name: str) -> Callable[[_Read], _Read]:
+    """Reading a row that nobody here can have written raises a LedgerError that names it."""
+
+    def plain(read: _Read) -> _Read:
+        @functools.wraps(read)
+        def wrapped(row: Row, *rest: Any) -> Any:
+            try:
+                return read(row, *rest)
+            except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+                about = f", decision {row['decision_id']}," if "decision_id" in row else ""
+                raise LedgerError(
+                    f"{name} row {row.get('id')}{about} cannot be read: it is not as it was written.",
+                    advice="'dicomguard verify' says what else was changed; compare with a backup of the ledger.",
+                ) from error
+
+        return cast("_Read", wrapped)
+
+    return plain
 
 
 def from_decision(decision: Decision) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -61,6 +85,7 @@ def from_decision(decision: Decision) -> tuple[dict[str, Any], list[dict[str, An
     return row, instances
 
 
+@_of_table("decisions")
 def to_decision(row: Row, instances: Sequence[Row]) -> Decision:
     """The inverse of `from_decision`."""
     return Decision(
@@ -126,6 +151,7 @@ def from_delivery(delivery: Delivery) -> dict[str, Any]:
     }
 
 
+@_of_table("deliveries")
 def to_delivery(row: Row) -> Delivery:
     """The inverse of `from_delivery`."""
     return Delivery(
@@ -156,6 +182,7 @@ def from_review(review: Review) -> dict[str, Any]:
     }
 
 
+@_of_table("reviews")
 def to_review(row: Row) -> Review:
     """The inverse of `from_review`."""
     return Review(
@@ -180,6 +207,7 @@ def from_association(source: str, position: int, happened: AssociationEvent) -> 
     }
 
 
+@_of_table("associations")
 def to_association(row: Row) -> AssociationEvent:
     """The event of a row; source and position are left behind."""
     return AssociationEvent(
@@ -198,6 +226,7 @@ def to_association(row: Row) -> AssociationEvent:
     )
 
 
+@_of_table("events")
 def to_event(row: Row) -> Event:
     """The event of a row."""
     return Event(row["kind"], row["subject_uid"], json.loads(row["detail"]), from_stamp(row["at"]), row["writer"])
@@ -220,6 +249,7 @@ def from_draw(draw: Draw) -> dict[str, Any]:
     }
 
 
+@_of_table("draws")
 def to_draw(row: Row) -> Draw:
     """The inverse of `from_draw`, with the row's own number."""
     return Draw(

@@ -49,8 +49,8 @@ class AnyText(TypeDecorator[str]):
     def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
         """Give back exactly what came in."""
         del dialect
-        if value is None:
-            return None
+        if not isinstance(value, str):
+            return value  # NULL; or what somebody else wrote, which the MAC then gives away
         return _ESCAPED.sub(lambda m: "\\" if m[1] == "\\" else chr(int(m[1][1:], 16)), value)
 
 

@@ -25,6 +25,7 @@ from pydantic import TypeAdapter
 
 from dicomguard import __version__
 from dicomguard.decision import Decision, Policy
+from dicomguard.errors import LedgerError
 from dicomguard.ledger.excerpt import decision_in
 from dicomguard.screen.archive import MANIFEST, Archive, EvidenceError
 from dicomguard.screen.archive import write as write_archive
@@ -157,7 +158,7 @@ def read(archive: Archive, folder: Path) -> Dossier:
         edited = tuple(f"{row['table']} seq {row['seq']}" for row in excerpt["rows"] if row["mac_is_right"] is not True)
         seeds = tuple(_exactly(_SEED, entry, FrameSeed.to_json) for entry in archive.json("seeds.json"))
         policy = _exactly(_POLICY, archive.json("model.json")["policy"], asdict)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, LedgerError) as error:
         raise EvidenceError(
             f"{archive.path} holds a decision that cannot be read ({type(error).__name__}).",
             advice="Use the version of dicomguard that wrote it; the manifest names it.",

@@ -65,7 +65,7 @@ class Located:
 
 Whereabouts = Located | Altered | Lost
 
-# (decision id, SOP Instance UID, SHA-256); the id is "" for a removal that names no decision.
+# (id of the decision, or of the claim that failed; SOP Instance UID; SHA-256)
 Removals = Mapping[tuple[str, str, str], Removal]
 
 
@@ -88,8 +88,8 @@ class Locator:
                 if found is not None:
                     return found
         uid, digest = str(recorded.sop_instance_uid), recorded.sha256
-        removal = self._removals.get((decision.decision_id, uid, digest)) or self._removals.get(("", uid, digest))
-        return Lost(recorded, removal)
+        ids = (decision.decision_id, decision.claim_id)
+        return Lost(recorded, next((r for i in ids if (r := self._removals.get((i, uid, digest)))), None))
 
     def _candidates(self, decision: Decision, recorded: InstanceDecision) -> Iterator[Path]:
         """By its name, where this decision's files lie; then by its digest there; then under other decisions."""

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import shutil
+import sqlite3
 import threading
 import time
 import traceback
@@ -13,6 +14,7 @@ from dicomguard.cli.verification import problems
 from dicomguard.config.sections import BundleSection
 from dicomguard.deliver import Destination, Retention, Settings
 from dicomguard.deliver.courier import Courier
+from dicomguard.errors import LedgerError
 from dicomguard.quarantine import Quarantine
 from dicomguard.scoring.scorer import Scorer
 from dicomguard.spool import envelope
@@ -105,6 +107,70 @@ class TestMissing:
         desk.spool.fail(claim)
         desk.run("failed", "purge", claim.claim_id, "--actor", "dr", "--reason", "test data")
         assert found(desk) == []
+        # The same bytes, sent again and lost from the store: nobody removed those.
+        again, _ = desk.decide("1.1")
+        assert found(desk) == []
+        (desk.spool.root / "store" / again.decision_id / again.instances[0].file_name).unlink()
+        assert found(desk) == [("store", "1.1")]
+        only(desk, "outbound").unlink()
+        code, _, (one,) = desk.run("reproduce", again.decision_id, "--json")
+        assert (code, one["outcome"]) == (1, "missing")
+
+
+class TestTampered:
+    """Somebody with the database file in hand and no key: `verify` names the row, and checks everything else."""
+
+    def tamper(self, desk, *statements):
+        with contextlib.closing(sqlite3.connect(desk.config.data_dir / "ledger.db")) as raw, raw:
+            for name, _ in raw.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall():
+                raw.execute(f"DROP TRIGGER {name}")
+            for statement in statements:
+                assert raw.execute(statement).rowcount == 1
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "peer = x'00'",
+            "peer = x'ff'",
+            "reasons = '[\"nothing known\"]'",
+            "reasons = 'no JSON'",
+            "reasons = 5",
+            "seq = 'abc'",
+            "version = 'abc'",
+            "received_at = 'yesterday'",
+            "destinations = x'00'",
+            "disposition = 'lost'",
+        ],
+    )
+    def test_one_value_of_a_decision_ends_no_check(self, desk, change):
+        changed, _ = desk.decide("1.1", study="1.2.1")
+        lost, _ = desk.decide("2.1", study="1.2.2")
+        self.tamper(desk, f"UPDATE decisions SET {change} WHERE decision_id = '{changed.decision_id}'")
+        (desk.spool.root / "store" / lost.decision_id / lost.instances[0].file_name).unlink()
+        said = list(problems(desk.config))
+        assert [p for p in said if p["what"] == "ledger" and p.get("kind") in {"edited", "duplicate"}]
+        assert [p["sop_instance_uid"] for p in said if p.get("place") == "store" and "is not in" in p["message"]] == [
+            "2.1"
+        ]
+
+    def test_a_decision_that_cannot_be_read_is_named(self, desk):
+        decision, _ = desk.decide("1.1")
+        self.tamper(desk, "UPDATE decisions SET reasons = 'no JSON'")
+        said = [p["message"] for p in problems(desk.config)]
+        assert [m for m in said if decision.decision_id in m and "Where its instances are was not checked" in m]
+        with pytest.raises(LedgerError, match=decision.decision_id):
+            desk.run("decisions")
+
+    def test_an_event_that_says_nothing_ends_its_own_check_only(self, desk):
+        desk.decide("1.1")
+        with desk.ledger() as ledger:
+            ledger.record_event("retention_removed", "1", {"decision_id": "d", "instances": []})
+        only(desk, "store").write_bytes(b"another")
+        self.tamper(desk, "UPDATE events SET detail = '{}'")
+        said = list(problems(desk.config))
+        assert [p for p in said if p.get("kind") == "edited"]
+        assert [p for p in said if "The check of what is missing ended there" in p["message"]]
+        assert [p for p in said if p.get("place") == "store"]
 
 
 class TestOutOfPlace:
