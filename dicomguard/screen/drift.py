@@ -28,7 +28,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-# Below, a body says nothing that could reach any level worth raising an alarm for.
+# Of either side, below which the rank sum is no normal deviate; the distance has its exact law whatever they are.
 _LEAST_BODY: Final = 30
 _TESTS: Final = 3
 # The newest window, which sees a large change early, and the newest few together, which see a small one.
@@ -109,10 +109,11 @@ def look(ranks: Ranks, baseline: Baseline) -> Look:
     body, of_baseline = ranks[ranks >= cut] - cut, baseline.images - cut
     p_tail, expected = _tail(flags, images, cut, baseline.images)
     distance, shift, p_shape, p_shift = 0.0, 0.0, 1.0, 1.0
-    if len(body) >= _LEAST_BODY and of_baseline >= _LEAST_BODY:
+    if len(body) and of_baseline > 0:
         steps = distance_steps(body, of_baseline)
         distance = steps / (len(body) * of_baseline)
         p_shape = distance_p(steps, len(body), of_baseline)
+    if min(len(body), of_baseline) >= _LEAST_BODY:
         shift = _rank_sum_z(body, of_baseline)
         p_shift = math.erfc(abs(shift) / math.sqrt(2))
     return Look(images, flags, expected, distance, shift, p_shape, p_shift, p_tail)

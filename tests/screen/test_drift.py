@@ -51,7 +51,17 @@ class TestLaws:
         assert look.p_tail == pytest.approx(min(1, 2 * min(law.cdf(look.flags), law.sf(look.flags - 1))), rel=1e-6)
         assert look.expected_flags == tuple(law.interval(0.99))
 
-    @given(st.integers(1, 400), st.integers(40, 1000), st.floats(0.001, 0.2), st.integers(0, 2**32 - 1))
+    @pytest.mark.parametrize("m", [19, 25, 30, 31])
+    def test_of_few_held_back_images_a_large_change_is_seen_and_none_is_made_up(self, m):
+        baseline = Baseline("e", m, 0.05)
+        random = np.random.default_rng(m)
+        # All less surprising than nine of ten: nothing is flagged, and the promise is void.
+        changed = drift.look(ranks(0.9 + 0.1 * random.random(200), m, random), baseline)
+        assert drift.judge([changed], 1e-4, State.UNIFORM) is State.MOVED
+        alike = [drift.look(ranks(random.random(200), m, random), baseline) for _ in range(400)]
+        assert sum(look.p_body <= 0.05 for look in alike) <= 30  # 20 expected at most; 30 is beyond its 98 %
+
+    @given(st.integers(1, 400), st.integers(1, 1000), st.floats(0.001, 0.2), st.integers(0, 2**32 - 1))
     def test_any_sample_gives_probabilities(self, n, m, alpha, seed):
         random = np.random.default_rng(seed)
         found = ranks(random.random(n) ** random.uniform(0.1, 5), m, random)
