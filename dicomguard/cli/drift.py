@@ -10,6 +10,7 @@ import typer
 from dicomguard.cli import compose
 from dicomguard.cli.compose import ConfigOption, JsonOption
 from dicomguard.cli.output import console, print_json, print_table
+from dicomguard.errors import NotFoundError
 
 if TYPE_CHECKING:  # SQLAlchemy, imported by the commands that need it
     from dicomguard.ledger import Ledger
@@ -46,6 +47,11 @@ def drift(
         rows = [_row(ledger, stream, settings.drift.level) for stream in shown]
         used = {stream.bundle for stream in shown}
         budget = [] if peer else _budget(ledger, compose.false_hold_budget(settings), used, bundle)
+    if not (rows or budget) and (bundle is not None or peer is not None):
+        raise NotFoundError(
+            "Nothing was drawn for this bundle and sender.",
+            advice="'dicomguard drift' without --bundle and --peer shows all that there are.",
+        )
     if as_json:
         print_json([*rows, *budget])
     else:

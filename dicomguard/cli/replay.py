@@ -9,6 +9,7 @@ import typer
 
 from dicomguard.cli.compose import JsonOption
 from dicomguard.cli.output import Bars, console, print_json, print_table, shorten
+from dicomguard.errors import NotFoundError
 
 
 def register(app: typer.Typer) -> None:
@@ -50,6 +51,11 @@ def replay(
             calling=AeTitle(calling),
             manifest=manifest,
             progress=lambda done, total: bars("send", done, total),
+        )
+    if not sent:
+        raise NotFoundError(
+            "There was no file to send.",
+            advice="Name DICOM files, a folder that holds some, or a manifest that lists some.",
         )
     if as_json:
         print_json(item.to_json() for item in sent)

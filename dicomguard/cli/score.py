@@ -10,6 +10,7 @@ import typer
 from dicomguard.cli import compose
 from dicomguard.cli.compose import ConfigOption, JsonOption
 from dicomguard.cli.output import Bars, number, print_json, print_table
+from dicomguard.errors import NotFoundError
 
 
 def register(app: typer.Typer) -> None:
@@ -29,6 +30,11 @@ def score(
     held = False
     rows = []
     files = list(find_files(paths))
+    if not files:
+        raise NotFoundError(
+            f"There is no file in {', '.join(map(str, paths))}.",
+            advice="Name DICOM files, or a folder that holds some.",
+        )
     with compose.decode_worker(settings) as worker, Bars(quiet=as_json or len(files) < 2) as bars:
         examiner = compose.examiner(settings, worker, compose.load_models(settings))
         for done, (path, found) in enumerate(judge_files(files, worker, examiner, compose.rules(settings)), 1):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from dicomguard.errors import ConfigError, NotFoundError, ReviewError
 from dicomguard.spool import envelope
@@ -392,7 +393,6 @@ LOOKING = [
 
 @pytest.mark.parametrize("words", LOOKING, ids=" ".join)
 def test_looking_makes_nothing(tmp_path, words):
-    from typer.testing import CliRunner
 
     from dicomguard.cli.app import app
 
@@ -405,7 +405,6 @@ def test_looking_makes_nothing(tmp_path, words):
 
 
 def test_doctor_makes_nothing_either(tmp_path):
-    from typer.testing import CliRunner
 
     from dicomguard.cli.app import app
 
@@ -540,3 +539,13 @@ def test_evidence_names_what_the_decision_rests_on(desk_with_studies):
     told = json.loads((folder / "evidence" / "evidence.json").read_text())
     (path,) = folder.glob("*.dcm")
     assert told["receipts"][0]["sha256"] == envelope.read(path).receipt.sha256
+
+
+def test_where_there_is_no_file_nothing_is_said_to_be_well(desk, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotFoundError, match="empty"):
+        desk.run("score", str(tmp_path / "empty"))
+    from dicomguard.cli.app import app
+
+    words = ["replay", str(tmp_path / "empty"), "--to", "127.0.0.1:9", "--called", "GUARD"]
+    assert isinstance(CliRunner().invoke(app, words).exception, NotFoundError)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dicomguard.errors import ReviewError
+from dicomguard.errors import NotFoundError, ReviewError
 from tests.screen.stream import decision, flooded, moved, record, uniform
 
 WHO = ("--actor", "dr", "--reason", "known device")
@@ -52,6 +52,13 @@ class TestDrift:
         code, _, rows = small.run("drift", "--json")
         assert (code, {row["enrolment"] for row in rows}) == (0, {"a" * 64})
 
+    @pytest.mark.parametrize("words", [("--bundle", "nosuch"), ("--peer", "NOSUCH"), ("--bundle", "x", "--peer", "y")])
+    def test_a_bundle_or_sender_that_is_not_there_is_said(self, small, words):
+        with small.ledger() as ledger:
+            record(ledger, uniform(100))
+        with pytest.raises(NotFoundError, match="Nothing was drawn"):
+            small.run("drift", *words)
+
     def test_the_picture(self, small, tmp_path):
         with small.ledger() as ledger:
             record(ledger, uniform(400), sender="CR1")
@@ -61,7 +68,7 @@ class TestDrift:
         content = target.read_bytes()
         assert content.startswith(b"\x89PNG")
         assert len(content) > 10_000
-        assert small.run("drift", "--bundle", "none-such", "--plot", str(target))[0] == 0
+        assert small.run("drift", "--peer", "CR1", "--plot", str(target))[0] == 0
         assert target.read_bytes() != content
 
 
