@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import os
 import pwd
 from collections.abc import Callable, Sequence
@@ -259,10 +260,27 @@ def screener(config: Config, spool: Spool, ledger: Ledger, worker: DecodeWorker)
     models = load_models(config)
     names = [model.scorer.name for model in models]
     watch = Watch(
-        ledger, window=config.drift.window_studies, level=config.drift.level, budget=false_hold_budget(config, names)
+        ledger,
+        window=config.drift.window_studies,
+        level=config.drift.level,
+        budget=false_hold_budget(config, names),
+        configured=enrolments(config),
     )
     settling = Settling(spool, quiet_s=config.study.quiet_s, deadline_s=config.study.deadline_s)
     return Screener(spool, ledger, examiner(config, worker, models), rules(config), settling, watch=watch)
+
+
+def enrolments(config: Config) -> dict[str, set[str]]:
+    """The SHA-256 of every configured enrolment, by the name of its bundle. Left out: what cannot be read."""
+    found: dict[str, set[str]] = {}
+    for section in config.bundles:
+        try:
+            name = str(json.loads((section.path / "configs" / "metadata.json").read_bytes())["name"])
+            statement = (section.enrolment or section.path / "enrolment") / "enrolment.json"
+            found.setdefault(name, set()).add(hashlib.sha256(statement.read_bytes()).hexdigest())
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue  # 'dicomguard doctor' says what is wrong with it
+    return found
 
 
 def false_hold_budget(config: Config, names: Sequence[str] | None = None) -> FalseHoldBudget:

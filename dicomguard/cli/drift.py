@@ -17,7 +17,8 @@ if TYPE_CHECKING:  # SQLAlchemy, imported by the commands that need it
     from dicomguard.screen.budget import FalseHoldBudget
     from dicomguard.screen.watch import Stream
 
-_ALARMING = frozenset({"moved", "more_alarms", "spent"})
+_FEW_PATIENTS = "few_patients"
+_ALARMING = frozenset({"moved", "more_alarms", "spent", _FEW_PATIENTS})
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +42,7 @@ def drift(
     with compose.open_ledger(settings, "cli", existing=True) as ledger:
         shown = [
             stream
-            for stream in Streams(ledger, settings.drift.window_studies)
+            for stream in Streams(ledger, settings.drift.window_studies, compose.enrolments(settings))
             if bundle in {None, stream.bundle} and peer in {None, stream.sender}
         ]
         rows = [_row(ledger, stream, settings.drift.level) for stream in shown]
@@ -71,8 +72,11 @@ def _row(ledger: Ledger, stream: Stream, level: float) -> dict[str, Any]:
     state = tests.State.COLLECTING
     if looks:
         state = tests.judge(looks, level, watch.standing(ledger, stream))
+    # What moved is said first; that nothing new can be seen, where all else would be well.
+    is_blind = stream.has_few_patients and state.value not in _ALARMING
     return {
         "bundle": stream.bundle,
+        "model": stream.model,
         "sender": stream.sender or None,
         "enrolment": stream.baseline.enrolment,
         "calibration_images": stream.baseline.images,
@@ -82,8 +86,8 @@ def _row(ledger: Ledger, stream: Stream, level: float) -> dict[str, Any]:
         "unfinished": stream.unfinished,
         "through": None if stream.through_at is None else stream.through_at.isoformat(),
         "looks": [watch.look_json(look) for look in looks],
-        "state": state.value,
-        "advice": watch.advice(stream, state),
+        "state": _FEW_PATIENTS if is_blind else state.value,
+        "advice": watch.advice(stream, tests.State.COLLECTING if is_blind else state),
     }
 
 
@@ -117,14 +121,15 @@ def _print(rows: list[dict[str, Any]], budget: list[dict[str, Any]]) -> None:
         )
     for row in (*rows, *budget):
         if row["state"] in _ALARMING:
-            whose = f"{row['bundle']} from {row['sender']}" if row.get("sender") else row["bundle"]
+            model = row.get("model", row["bundle"])
+            whose = f"{model} from {row['sender']}" if row.get("sender") else model
             console.print(f"{whose}, {row['state']}: {row['advice']}", markup=False, soft_wrap=True)
 
 
 def _cells(row: dict[str, Any]) -> list[tuple[object, ...]]:
     """A line for each scale, the stream's own words on the first."""
     left = row["window"] - row["unfinished"]
-    head = (row["bundle"], row["sender"] or "(all)", row["studies"], left, row["calibration_images"])
+    head = (row["model"], row["sender"] or "(all)", row["studies"], left, row["calibration_images"])
     looks = [
         (
             look["images"],

@@ -7,9 +7,10 @@ changes what is held or forwarded: an event says that a promise is void, and a p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -33,13 +34,18 @@ _SPANS_READ: Final = 8
 _STATES: Final[dict[str, State]] = {kind: state for state, kind in EVENTS.items()}
 
 
+# Bundle -> SHA-256 of each of its enrolments that the site has configured.
+Configured = Mapping[str, Collection[str]]
+
+
 @dataclass(slots=True)
 class Stream:
     """The p-values of one bundle against one enrolment: of one sender, or of all of them (`sender` "").
 
     All senders together are what the promise is about where the enrolment's images came from all of them; one sender
     is whom to ask. `ranks` are the newest, as many as the largest scale needs and the unfinished window. `drawn` counts
-    all draws from the stream's first, read or not, patients that came again included.
+    all draws from the stream's first, read or not, patients that came again included. `is_one_of_several`: the site has
+    other enrolments of this bundle, each with streams of its own.
     """
 
     bundle: str
@@ -51,12 +57,25 @@ class Stream:
     unfinished: int = 0
     through: int = 0
     through_at: datetime | None = None
+    is_one_of_several: bool = False
     _patients: set[str] = field(default_factory=set)
+    _repeats: int = 0  # draws of patients that were counted already, since a window was whole
+    _fresh: int = 0  # the others
+
+    @property
+    def model(self) -> str:
+        """The bundle, and which enrolment of it where the site has several."""
+        return f"{self.bundle} enrolment {self.baseline.enrolment[:12]}" if self.is_one_of_several else self.bundle
 
     @property
     def subject(self) -> str:
         """What its events are about."""
-        return f"{self.bundle} from {self.sender}" if self.sender else self.bundle
+        return f"{self.model} from {self.sender}" if self.sender else self.model
+
+    @property
+    def has_few_patients(self) -> bool:
+        """True when a window's worth of studies was left out, and not one in ten counted: no window becomes whole."""
+        return self._repeats >= self.window and self._repeats >= 9 * self._fresh
 
     def add(self, draw: Draw) -> bool:
         """Count a draw. True when it completed a window; then the ranks end with it.
@@ -68,13 +87,15 @@ class Stream:
         self.drawn += 1
         if draw.patient_key is not None:
             if draw.patient_key in self._patients:
+                self._repeats += 1
                 return False
             self._patients.add(draw.patient_key)
+        self._fresh += 1
         self.ranks.append(int(drift.ranks_of([draw.p_value], self.baseline.images)[0]))
         self.unfinished += 1
         if self.unfinished < self.window:
             return False
-        self.unfinished = 0
+        self.unfinished = self._repeats = self._fresh = 0
         self._patients.clear()
         self.through, self.through_at = draw.number, draw.at
         del self.ranks[: -max(SCALES) * self.window]
@@ -107,20 +128,28 @@ class Stream:
 
 
 class Streams:
-    """The streams of each bundle's newest enrolment, as the ledger has them, and whatever draws are added later."""
+    """The streams of each bundle's enrolments, as the ledger has them, and whatever draws are added later.
 
-    def __init__(self, ledger: Ledger, window: int) -> None:
+    Those are the `configured` ones, or, where none of them drew anything yet, the one that drew last.
+    """
+
+    def __init__(self, ledger: Ledger, window: int, configured: Configured = MappingProxyType({})) -> None:
         """Reads what the windows need. Raises LedgerError."""
         self._ledger = ledger
         self._window = window
+        self._configured = configured
         tallies = ledger.draw_groups()
         self.seen = max((tally.newest for tally in tallies.values()), default=0)
-        newest: dict[str, DrawGroup] = {}
+        drew: dict[str, list[DrawGroup]] = {}
         for group, _ in sorted(tallies.items(), key=lambda item: item[1].newest):
-            newest[group.bundle] = group.of_all
+            drew.setdefault(group.bundle, []).append(group.of_all)
+        current: set[DrawGroup] = set()
+        for bundle, groups in drew.items():
+            ours = {group for group in groups if group.enrolment in configured.get(bundle, ())}
+            current |= ours or {groups[-1]}
         counts: dict[DrawGroup, int] = {}
         for group, tally in tallies.items():
-            if newest[group.bundle] == group.of_all:
+            if group.of_all in current:
                 counts[group] = tally.draws
                 counts[group.of_all] = counts.get(group.of_all, 0) + tally.draws
         self._streams = {group: self._read(group, drawn, self.seen) for group, drawn in counts.items()}
@@ -151,6 +180,7 @@ class Streams:
             start = max(0, drawn // span - back) * span
             baseline = Baseline(group.enrolment, group.images, group.alpha)
             stream = Stream(group.bundle, group.sender or "", baseline, self._window, drawn=start)
+            stream.is_one_of_several = len(self._configured.get(group.bundle, ())) > 1
             for draw in self._ledger.newest_draws(group, drawn - start, through=through):
                 stream.add(draw)
             if start == 0 or stream.has_all_windows or back >= _SPANS_READ:
@@ -159,7 +189,7 @@ class Streams:
 
     def __iter__(self) -> Iterator[Stream]:
         """By bundle, all senders before each of them."""
-        return iter(sorted(self._streams.values(), key=lambda stream: (stream.bundle, stream.sender)))
+        return iter(sorted(self._streams.values(), key=lambda stream: (stream.model, stream.sender)))
 
 
 def _groups_of(draw: Draw) -> tuple[DrawGroup, DrawGroup]:
@@ -177,11 +207,13 @@ class Watch:
         window: int,
         level: float,
         budget: FalseHoldBudget,
+        configured: Configured = MappingProxyType({}),
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._ledger = ledger
         self._level = level
         self._budget = budget
+        self._configured = configured
         self._now = now
         self._window = window
         self._streams: Streams | None = None
@@ -190,7 +222,7 @@ class Watch:
     def step(self) -> None:
         """Look at what was drawn since the last time, and at the budget. Raises LedgerError while it is away."""
         if self._streams is None:
-            self._streams = Streams(self._ledger, self._window)
+            self._streams = Streams(self._ledger, self._window, self._configured)
             self._due += self._streams  # a window may have been completed while nobody looked
         self._due += self._streams.add(self._ledger.draws(self._streams.seen))
         while self._due:
@@ -243,6 +275,12 @@ def advice(stream: Stream, state: State) -> str:
             )
         case State.UNIFORM:
             return "The images are like those of the enrolment; the promise holds."
+        case _ if stream.has_few_patients:
+            return (
+                f"Nearly all studies of {whose} have a Patient ID that was counted already, and a patient counts once"
+                " in a window: so none becomes whole, and no change would be seen. Where a sender writes one ID for"
+                " all, have it send the patients' own, or a pseudonym for each."
+            )
         case _:
             return f"{stream.unfinished} of {stream.window} studies are there; nothing is said before."
 

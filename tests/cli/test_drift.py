@@ -1,5 +1,7 @@
 """What the drift command shows, and what a person marks as a false hold."""
 
+import hashlib
+
 import pytest
 
 from dicomguard.errors import NotFoundError, ReviewError
@@ -44,6 +46,44 @@ class TestDrift:
         assert "brain-mri" not in out
         assert small.run("drift", "--bundle", "brain-mri")[0] == 0
         assert small.run("drift", "--peer", "CR1", "--json")[2][0]["sender"] == "CR1"
+
+    def test_one_patient_id_for_all_is_an_alarm(self, small):
+        with small.ledger() as ledger:
+            record(ledger, uniform(250), sender="CR1", patient="ANONYMOUS")
+        code, _, rows = small.run("drift", "--json")
+        assert (code, {row["state"] for row in rows}) == (1, {"few_patients"})
+        code, out, _ = small.run("drift")
+        assert code == 1
+        assert "a pseudonym for each" in " ".join(out.split())
+
+    def test_every_configured_enrolment_of_a_bundle_is_shown(self, small, tmp_path):
+        hashes = []
+        for name in ("cr", "dx"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "enrolment.json").write_text(f'{{"of": "{name}"}}')
+            hashes.append(hashlib.sha256((tmp_path / name / "enrolment.json").read_bytes()).hexdigest())
+        (tmp_path / "bundle" / "configs").mkdir(parents=True)
+        (tmp_path / "bundle" / "configs" / "metadata.json").write_text('{"name": "chest-xray"}')
+        small.configure(
+            bundles=[
+                {
+                    "path": str(tmp_path / "bundle"),
+                    "enrolment": str(tmp_path / name),
+                    "match": {"Modality": [name.upper()]},
+                }
+                for name in ("cr", "dx")
+            ]
+        )
+        with small.ledger() as ledger:
+            record(ledger, moved(100), enrolment=hashes[0])
+            record(ledger, uniform(100), enrolment=hashes[1])
+        code, _, rows = small.run("drift", "--json")
+        assert code == 1
+        found = {
+            (row["enrolment"], row["model"], row["state"]) for row in rows if row["sender"] is None and "model" in row
+        }
+        states = zip(hashes, ("moved", "uniform"), strict=True)
+        assert found == {(one, f"chest-xray enrolment {one[:12]}", state) for one, state in states}
 
     def test_the_newest_enrolment_is_shown(self, small):
         with small.ledger() as ledger:

@@ -35,6 +35,64 @@ def told(ledger):
     return [(event.kind, event.subject_uid) for event in ledger.events()]
 
 
+class TestSeveralEnrolments:
+    """One bundle, enrolled apart for CR and for DX: each has its own promise, and its own alarm."""
+
+    CR, DX = "c" * 64, "d" * 64
+
+    @property
+    def both(self):
+        return {"chest-xray": {self.CR, self.DX}}
+
+    def test_the_alarm_of_one_is_not_ended_by_the_other(self, ledger):
+        looking = watch(ledger, configured=self.both)
+        for _ in range(3):
+            record(ledger, moved(WINDOW), enrolment=self.CR, sender="CR1")
+            record(ledger, uniform(WINDOW), enrolment=self.DX, sender="DX1")
+            looking.step()
+        mine = f"chest-xray enrolment {self.CR[:12]}"
+        assert told(ledger) == [("drift_moved", mine), ("drift_moved", f"{mine} from CR1")]
+        record(ledger, moved(WINDOW), enrolment=self.DX, sender="DX1")
+        watch(ledger, configured=self.both).step()
+        assert told(ledger)[2:] == [
+            ("drift_moved", f"chest-xray enrolment {self.DX[:12]}"),
+            ("drift_moved", f"chest-xray enrolment {self.DX[:12]} from DX1"),
+        ]
+
+    def test_both_are_shown_whichever_drew_last(self, ledger):
+        record(ledger, uniform(WINDOW), enrolment=self.CR, sender="CR1")
+        record(ledger, uniform(WINDOW), enrolment=self.DX, sender="DX1")
+        record(ledger, uniform(WINDOW), enrolment="e" * 64, sender="OLD")
+        shown = [(stream.baseline.enrolment, stream.sender) for stream in Streams(ledger, WINDOW, self.both)]
+        assert shown == [(self.CR, ""), (self.CR, "CR1"), (self.DX, ""), (self.DX, "DX1")]
+
+    def test_one_alone_is_called_by_its_bundle_and_stands_before_any_that_drew_later(self, ledger):
+        record(ledger, uniform(WINDOW), enrolment=self.CR)
+        record(ledger, uniform(WINDOW), enrolment=self.DX)
+        shown = Streams(ledger, WINDOW, {"chest-xray": {self.CR}})
+        assert next((s.baseline.enrolment, s.subject) for s in shown) == (self.CR, "chest-xray")
+        # Enrolled anew, and nothing drawn yet: what was there before is still to be seen.
+        assert {s.baseline.enrolment for s in Streams(ledger, WINDOW, {"chest-xray": {"f" * 64}})} == {self.DX}
+
+
+class TestFewPatients:
+    def test_one_patient_for_all_is_noticed_across_restarts(self, ledger):
+        record(ledger, uniform(WINDOW + 2), patient="ANONYMOUS")
+        assert all(stream.has_few_patients for stream in Streams(ledger, WINDOW))
+        record(ledger, uniform(WINDOW * 25), patient="ANONYMOUS")
+        assert all(stream.has_few_patients for stream in Streams(ledger, WINDOW))
+
+    def test_patients_that_come_again_are_not(self, ledger):
+        for patient in range(WINDOW // 2):
+            record(ledger, uniform(4), patient=f"P{patient}")
+        assert not any(stream.has_few_patients for stream in Streams(ledger, WINDOW))
+
+    def test_it_is_over_with_the_next_whole_window(self, ledger):
+        record(ledger, uniform(WINDOW * 2), patient="ANONYMOUS")
+        record(ledger, uniform(WINDOW))
+        assert not any(stream.has_few_patients for stream in Streams(ledger, WINDOW))
+
+
 class TestDrift:
     def test_nothing_is_said_before_a_window_is_whole_nor_while_it_is_uniform(self, ledger):
         looking = watch(ledger)
