@@ -16,9 +16,10 @@ from dicomguard.errors import DicomguardError
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write what shall stand at `path`: it is put there once its last byte is on the disk.
 
-    Where writing it raises, `path` is as it was, and nothing lies beside it. The folder must be there.
+    Where writing it raises, `path` is as it was, and nothing lies beside it. The folder must be there. Two processes
+    that write the same `path` do not meet: the one that ends last is found there.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial
         with partial.open("rb") as file:

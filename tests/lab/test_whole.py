@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,19 @@ def test_a_folder_is_made_and_one_that_cannot_be_is_said(tmp_path: Path) -> None
     assert (tmp_path / "new" / "page.md").read_bytes() == "ö\n".encode()
     with pytest.raises(DicomguardError, match=r"found\.json cannot be written"):
         write_json(tmp_path / "new" / "page.md" / "found.json", [])
+
+
+def test_two_processes_that_write_the_same_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "inventory.npz"
+    other = (
+        "import sys; from pathlib import Path; from dicomguard.lab.whole import write_text;"
+        " write_text(Path(sys.argv[1]), 'the other')"
+    )
+    with replacing(path) as partial:
+        partial.write_text("half of ")
+        subprocess.run([sys.executable, "-c", other, str(path)], check=True)
+        assert path.read_text() == "the other"
+        with partial.open("a") as file:
+            file.write("ours")
+    assert path.read_text() == "half of ours"
+    assert list(tmp_path.iterdir()) == [path]
