@@ -152,6 +152,8 @@ def _create(url: URL, busy_timeout_s: float) -> Engine:
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves, see below
+        # Nobody here writes anything else than UTF-8: what another wrote is to be found, not to end every reading.
+        connection.text_factory = _text
         cursor = connection.cursor()
         if cursor.execute("PRAGMA journal_mode").fetchone()[0] not in {"wal", "memory"}:
             cursor.execute("PRAGMA journal_mode=WAL")
@@ -167,6 +169,10 @@ def _create(url: URL, busy_timeout_s: float) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _text(stored: bytes) -> str:
+    return stored.decode("utf-8", errors="backslashreplace")
 
 
 def _migrate(engine: Engine, name: str) -> None:

@@ -86,6 +86,20 @@ def test_an_edit_of_any_column_is_found_and_named(full, tamper, table, column):
     assert chained in str(problems[0])
 
 
+@pytest.mark.parametrize(("table", "column"), COLUMNS, ids=[f"{t}.{c}" for t, c in COLUMNS])
+def test_bytes_that_are_no_text_are_found_and_named(full, tamper, table, column):
+    tamper(f"UPDATE {table} SET {column} = CAST(x'ff' AS TEXT) WHERE id = 1")
+    problems = full.verify()
+    chained = "decisions" if table == "decision_instances" else table
+    assert (problems[0].table, problems[0].row, problems[0].writer) == (chained, 1, "screen")
+
+
+@pytest.mark.parametrize("column", ["decision_id", "writer", "seq"])
+def test_bytes_that_are_no_text_where_rows_are_joined_are_found(full, tamper, column):
+    tamper(f"UPDATE decisions SET {column} = CAST(x'ff' AS TEXT) WHERE id = 1")
+    assert full.verify()
+
+
 def test_the_first_and_every_further_break_are_named(full, tamper):
     tamper(
         "UPDATE associations SET address = '10.0.0.1'",
