@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -15,12 +15,10 @@ from dicomguard.cli import compose
 from dicomguard.cli.compose import ConfigOption, JsonOption
 from dicomguard.cli.output import console, plain, print_json
 from dicomguard.cli.reproduce import named, removals
-from dicomguard.errors import LedgerError
 
 if TYPE_CHECKING:  # imported by the command that needs it
     from dicomguard.config import Config
     from dicomguard.decision import Decision, InstanceDecision
-    from dicomguard.ledger import Ledger
     from dicomguard.pixels.sandbox import DecodeWorker
     from dicomguard.screen.locate import Whereabouts
 
@@ -55,6 +53,7 @@ def evidence_export(
 
     Exit 1 when an instance was altered, or a row of the ledger is not as it was written; the file says which.
     """
+    from dicomguard.ledger import EventKind
     from dicomguard.screen import dossier, redrawn
     from dicomguard.screen.locate import Altered, Located, Locator
 
@@ -80,19 +79,14 @@ def evidence_export(
             with_instances,
             has_hashed_ids=settings.patient_id == "hashed",
         )
-        digest = dossier.write(out, contents)
         located = sum(isinstance(one, Located) for one in found) if with_instances else 0
-        _record(
-            ledger,
-            decision,
-            out,
-            {
-                "with_instances": with_instances,
-                "instances": located,
-                "pictures": len(contents.pictures),
-                "sha256": digest,
-            },
-        )
+
+        def record(sha256: str) -> None:
+            what = {"instances": located, "pictures": len(contents.pictures), "sha256": sha256}
+            who = {"decision_id": decision.decision_id, "actor": _actor(), "with_instances": with_instances}
+            ledger.record_event(EventKind.EVIDENCE_EXPORTED, decision.study_instance_uid, {**who, **what})
+
+        digest = dossier.write(out, contents, record)
     altered = [str(one.recorded.sop_instance_uid) for one in found if isinstance(one, Altered)]
     edited = [
         f"{row['table']} seq {row['seq']} of {row['writer']}" for row in excerpt["rows"] if not row["mac_is_right"]
@@ -123,18 +117,6 @@ def evidence_export(
         for row in edited:
             console.print(f"ALARM: {plain(row)} is not as it was written; see 'dicomguard verify'.", markup=False)
     raise typer.Exit(1 if altered or edited else 0)
-
-
-def _record(ledger: Ledger, decision: Decision, out: Path, what: dict[str, Any]) -> None:
-    """Record who took what out. Raises LedgerError; then the file is gone again: nothing leaves unrecorded."""
-    from dicomguard.ledger import EventKind
-
-    detail = {"decision_id": decision.decision_id, "actor": _actor(), **what}
-    try:
-        ledger.record_event(EventKind.EVIDENCE_EXPORTED, decision.study_instance_uid, detail)
-    except LedgerError:
-        out.unlink(missing_ok=True)
-        raise
 
 
 def _counter(found: Sequence[Whereabouts], worker: DecodeWorker) -> Callable[[InstanceDecision], int]:

@@ -13,7 +13,7 @@ import secrets
 import stat
 import struct
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -45,16 +45,22 @@ class EvidenceError(DicomguardError):
     """An archive of evidence that cannot be written, or not be believed."""
 
 
-def write(path: Path, about: Mapping[str, Any], files: Mapping[str, bytes | Path]) -> str:
+def write(
+    path: Path, about: Mapping[str, Any], files: Mapping[str, bytes | Path], record: Callable[[str], None]
+) -> str:
     """Write the archive and its manifest, durably and all at once; returns its SHA-256. Readable by this user only.
 
-    `about` is what the manifest says beside the list of files. Raises EvidenceError; then there is no file at `path`.
+    `about` is what the manifest says beside the list of files. `record` is called with the SHA-256 before there is a
+    file at `path`; what it raises passes. Raises EvidenceError; then, too, there is no file at `path`.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         try:
+            if os.path.lexists(path):
+                raise FileExistsError(path)
             _pack(part, about, files)
             digest = _digest(part)
+            record(digest)
             os.link(part, path)  # unlike a rename, never over a file that is there
         finally:
             part.unlink(missing_ok=True)

@@ -113,9 +113,10 @@ class Dossier:
     edited: tuple[str, ...]
 
 
-def write(path: Path, contents: Contents) -> str:
+def write(path: Path, contents: Contents, record: Callable[[str], None]) -> str:
     """Write the file; returns its SHA-256. The same ledger, spool and choices give the same bytes.
 
+    `record` is called with the SHA-256 before there is a file at `path`.
     Raises EvidenceError where it exists already or cannot be written; then nothing is left behind.
     """
     files: dict[str, bytes | Path] = {}
@@ -145,7 +146,7 @@ def write(path: Path, contents: Contents) -> str:
     }
     files["README.txt"] = _readme(contents.decision, [*files, MANIFEST], withheld, contents.with_instances)
     about = {"decision_id": contents.decision.decision_id, "dicomguard": __version__, "withheld": withheld}
-    return write_archive(path, about, files)
+    return write_archive(path, about, files, record)
 
 
 def read(archive: Archive, folder: Path) -> Dossier:
