@@ -184,7 +184,7 @@ class PolicySection(_Section):
     unmatched: Action = "forward"  # images that no bundle is for
     inconclusive: Action = "quarantine"  # the model itself is unsure of its answer
     failed: Action = "quarantine"  # could not be decoded or scored
-    overdue: Action = "quarantine"  # waited longer than study.deadline_s
+    overdue: Action = "quarantine"  # did not fall quiet within study.deadline_s
     # More images than the enrolment's clean studies can speak for: whoever sends enough clean ones hides any other.
     unknown_size: Action = "quarantine"
     # 'require': what the guard does not certify is held, clean or not. What that costs stands in the enrolment.
