@@ -22,17 +22,12 @@ def retry(
     *,
     destination: str | None = None,
     study_uid: str | None = None,
-    decision_id: str | None = None,
 ) -> int:
-    """Queue undeliverable instances again: all, or those of one destination, study or decision. Returns how many."""
+    """Queue undeliverable instances again: all, or those of one destination or study. Returns how many."""
     count = 0
     for item in list(spool.undeliverable()):
         receipt = item.instance.receipt
-        if (
-            destination not in {None, item.destination}
-            or study_uid not in {None, receipt.study_instance_uid}
-            or decision_id not in {None, item.decision_id}
-        ):
+        if destination not in {None, item.destination} or study_uid not in {None, receipt.study_instance_uid}:
             continue
         ledger.record_delivery(_requeued(item.decision_id, item.instance, item.destination))
         while item.instance.path.exists():

@@ -155,7 +155,7 @@ def test_a_person_brings_the_dead_back(node, make_scp, finish):
     assert retry(node.spool, node.ledger, study_uid="2") == 1
     assert (node.dead(), node.waiting()) == (["1.1"], ["2.1"])
     assert finish(courier) == 1
-    assert retry(node.spool, node.ledger, destination="ai", decision_id="d1") == 1
+    assert retry(node.spool, node.ledger, destination="ai") == 1
     finish(courier)
     assert set(node.states().values()) == {DELIVERED}
     assert node.history("2.1") == ["queued", "sending", "dead", "requeued", "sending", "delivered"]
