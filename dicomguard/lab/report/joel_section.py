@@ -45,7 +45,8 @@ def section(found: Result, figures: Path) -> Iterator[str]:
         yield (
             "**As published**: the epoch is chosen on the test pictures, the split is by picture, nothing but attacks"
             " changes a picture, and attacked pictures are floats while clean ones are k/255 (files of 8 bits, whatever"
-            " the data set's have elsewhere).\n"
+            " the data set's have elsewhere; CT images may not have so few, PS3.3 C.8.2.1, and are dithered files here,"
+            " too).\n"
         )
         yield _detectors(published)
         yield from _reductions(published)

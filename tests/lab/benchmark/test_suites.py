@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +18,21 @@ from dicomguard.lab.benchmark.profile import PROFILES, Profile, Reduction, named
 from dicomguard.lab.benchmark.suites import adaptive, natural, planning
 from dicomguard.lab.benchmark.suites.planning import Plan, Where
 
+
+def _refuse(bits: int) -> None:
+    if bits < 12:
+        raise DicomguardError("a CT image has 12 to 16 stored bits.")
+
+
+def _set(planes: int, bits: int, make: Callable[[int], None] = lambda _bits: None) -> SimpleNamespace:
+    return SimpleNamespace(planes=planes, bits=bits, cases=lambda _split: [SimpleNamespace(make=make)])
+
+
 _SETS = {
-    "fundus": SimpleNamespace(planes=3, bits=8),
-    "breast_us": SimpleNamespace(planes=1, bits=8),
-    "": SimpleNamespace(planes=1, bits=12),
+    "fundus": _set(3, 8),
+    "breast_us": _set(1, 8),
+    "lung_ct": _set(1, 12, _refuse),
+    "": _set(1, 12),
 }
 
 
@@ -71,7 +83,8 @@ def test_the_grids_are_those_of_the_papers(where: Where) -> None:
         tested = f"test: random noise {needs['taught on'].given['eps']:g}"
         assert tested in needs or cell.given["protocol"] == "closed", "noise of the strength that was taught on"
         published = cell.given["protocol"] in {"paper", "floats"} or needs["victim"].given["data_set"] == "breast_us"
-        assert needs["clean"].given["bits"] == (8 if published else 12)
+        may_be_8 = needs["victim"].given["data_set"] != "lung_ct"
+        assert needs["clean"].given["bits"] == (8 if published and may_be_8 else 12)
         assert {need.given["bits"] for role, need in needs.items() if role != "victim"} == {
             needs["clean"].given["bits"]
         }
@@ -264,3 +277,12 @@ def test_any_attack_of_a_budget_or_less_counts_a_file_once() -> None:
     unseen = {"PGD, eps 0.004": ["a"], "EOT, eps 0.004": ["a", "b"], "EOT, eps 0.016": ["c"], "PGD, eps 0.016": []}
     found = adaptive.any_of(unseen, 4)
     assert {eps: (one["hits"], one["count"]) for eps, one in found.items()} == {"0.004": (2, 4), "0.016": (3, 4)}
+
+
+def test_the_data_sets_can_store_the_bits_that_are_planned(data_dir: Path, tmp_path: Path) -> None:
+    where = Where(data_dir, tmp_path)
+    cells = suites.plan("joel2023", named("cpu"), where).everything()
+    planned = {(dict(c.needs)["victim"].given["data_set"], c.given["bits"]) for c in cells if c.kind == "pairs"}
+    assert planned == {("brain_mri", 8), ("brain_mri", 12), ("breast_us", 8), ("lung_ct", 12)}
+    for data_set, bits in planned:
+        assert planning.can_store(data_set, bits, where)

@@ -20,6 +20,7 @@ from dicomguard.lab.benchmark.suites.planning import (
     Plan,
     Where,
     bits_of,
+    can_store,
     cell,
     place_of,
     places,
@@ -70,7 +71,8 @@ def plan(profile: Profile, where: Where) -> Plan:
         cells |= plain.taught(("BIM", taught_on), joel.CLOSED, everything)
         if profile.is_check:
             continue
-        published = replace(plain, bits=PICTURE_BITS)
+        # Elsewhere what 8 bits would give away stays closed.
+        published = replace(plain, bits=PICTURE_BITS if can_store(place.data_set, PICTURE_BITS, where) else bits)
         cells |= published.taught(("BIM", taught_on), joel.PAPER, table_1)
         if where.task_of(place.data_set) in profile.joel_whole:
             cells |= plain.taught(("BIM", taught_on), joel.CHANGE, table_1)

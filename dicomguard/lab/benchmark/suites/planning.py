@@ -186,6 +186,16 @@ def bits_of(data_set: str, where: Where) -> int:
     return _opened(data_set, None, where).bits
 
 
+@cache
+def can_store(data_set: str, bits: int, where: Where) -> bool:
+    """Whether its files may have so many bits. A CT image may not have 8 (PS3.3 C.8.2.1)."""
+    try:
+        _opened(data_set, None, where).cases(Split.TEST)[0].make(bits)
+    except DicomguardError:
+        return False
+    return True
+
+
 def is_gray(data_set: str, where: Where) -> bool:
     """Whether its pictures have one plane."""
     return _opened(data_set, None, where).planes == 1
