@@ -303,9 +303,13 @@ def test_attacks_on_the_shipped_certificates_keep_their_three_rates_apart() -> N
         },
         "b": {"of_flips": rated(44)},
         "c": {"of_flips": rated(2)},
+        "undetected": {"of_flips": rated(7)},
     }
     page = "".join(further_sections.soundness([one]))
     assert "| toy | 0.004 | 200 | 1 | 9e-05 expected, p 9e-05 | 0 of 90 | 44.0" in page
+    (row,) = (line for line in page.splitlines() if line.startswith("| toy |"))
+    rates = row.split(" | ")[-3:]
+    assert [one.split()[0] for one in rates] == ["44.0", "2.0", "7.0"]
     assert "Not measured here" in "".join(further_sections.soundness([]))
 
 
