@@ -24,8 +24,8 @@ class Settings:
     """How the deliverer behaves; every duration in seconds.
 
     `alarm_after_s`: a destination that fails for so long raises an alarm, once. `batch`: instances of one study on one
-    association. `max_strikes`: with so many doubtful
-    answers in a row, the last a status that no table knows, an instance is dead.
+    association. `max_strikes`: with so many doubtful answers in a row, the last a status that no table knows, an
+    instance is dead.
     """
 
     calling_ae: str

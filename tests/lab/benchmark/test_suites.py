@@ -279,6 +279,8 @@ def test_any_attack_of_a_budget_or_less_counts_a_file_once() -> None:
     assert {eps: (one["hits"], one["count"]) for eps, one in found.items()} == {"0.004": (2, 4), "0.016": (3, 4)}
 
 
+@pytest.mark.slow
+@pytest.mark.data
 def test_the_data_sets_can_store_the_bits_that_are_planned(data_dir: Path, tmp_path: Path) -> None:
     where = Where(data_dir, tmp_path)
     cells = suites.plan("joel2023", named("cpu"), where).everything()

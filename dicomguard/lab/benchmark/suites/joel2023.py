@@ -71,7 +71,7 @@ def plan(profile: Profile, where: Where) -> Plan:
         cells |= plain.taught(("BIM", taught_on), joel.CLOSED, everything)
         if profile.is_check:
             continue
-        # Elsewhere what 8 bits would give away stays closed.
+        # Where files may not have 8 bits they are dithered as in the closed protocol: this one leak stays closed.
         published = replace(plain, bits=PICTURE_BITS if can_store(place.data_set, PICTURE_BITS, where) else bits)
         cells |= published.taught(("BIM", taught_on), joel.PAPER, table_1)
         if where.task_of(place.data_set) in profile.joel_whole:

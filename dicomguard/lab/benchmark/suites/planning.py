@@ -186,7 +186,6 @@ def bits_of(data_set: str, where: Where) -> int:
     return _opened(data_set, None, where).bits
 
 
-@cache
 def can_store(data_set: str, bits: int, where: Where) -> bool:
     """Whether its files may have so many bits. A CT image may not have 8 (PS3.3 C.8.2.1)."""
     try:
